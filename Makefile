@@ -1,0 +1,62 @@
+# `make` lists the targets. Each sets up what it needs, may be the first one run, and may be run again.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+TOOLS  := $(or $(FRAMEWORK_TOOLS),.tools)
+UV     := 0.13.9
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check generate tools bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## make .venv from requirements.lock
+
+# Written last, so an interrupted set-up is taken up again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "setup: needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "setup: installing into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(READY) ## start the example system (ONCE=1 ends by itself, REGISTRY=consul://127.0.0.1:8500)
+	@$(BIN)/python -m example_services $(if $(ONCE),--once) $(if $(REGISTRY),--registry $(REGISTRY))
+
+test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for some)
+	@$(BIN)/python -m pytest $(or $(T),tests)
+
+check: $(READY) ## lint, format, types, layers, generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/framework generate protos --out example_services --check
+
+generate: $(READY) ## make the examples' stubs again
+	@$(BIN)/framework generate protos --out example_services
+
+tools: ## fetch the real engines and clients that tests use (Consul, grpcurl, pyright)
+	@scripts/tools
+
+bench: $(READY) ## measure (B=name for one)
+	@$(BIN)/python -m bench $(B)
+
+lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
+	@$</bin/uv pip compile pyproject.toml --extra test --group dev --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-config --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+$(TOOLS)/uv-$(UV):
+	@$(PYTHON) -m venv $@.part
+	@$@.part/bin/python -m pip install --quiet uv==$(UV)
+	@mv $@.part $@
+
+clean: ## remove all that the other targets made
+	rm -rf $(VENV) .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
