@@ -109,9 +109,14 @@ class InvalidArgument(RpcError):
 
 
 class DeadlineExceeded(RpcError):
-    """The deadline passed before the call ended; its effect may have happened."""
+    """The deadline passed before the call ended; its effect may have happened.
+
+    Attributes:
+        inherited: True when it was the deadline of the call that this process serves, and not one of its own.
+    """
 
     code = Code.DEADLINE_EXCEEDED
+    inherited = False
 
 
 class NotFound(RpcError):

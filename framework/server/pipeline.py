@@ -1,0 +1,213 @@
+"""From a path to a handler: what every wire serves calls with.
+
+A wire makes a `ServerCall`, looks its method up and awaits `answer` (one reply) or `stream` (many). Both raise nothing
+but RpcError, which the wire sends, and CancelledError when nobody waits for an answer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from google.protobuf.message import DecodeError
+
+from framework.call import OK, Handler, Interceptor, Method, Outcome, current, stack
+from framework.errors import Code, DeadlineExceeded, Internal, RpcError, error_for
+from framework.server.context import ServerCall
+from framework.server.servicer import Servicer, ServicerError, handler_of
+
+log = logging.getLogger("framework.server")
+
+ErrorMap: TypeAlias = Mapping[type[Exception], type[RpcError]]
+"""Exceptions of the user's own, and the error of the family each becomes, with its text."""
+
+
+class Broken(Exception):
+    """A wire's write failed because the call is gone: cancelled, or past its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A method ready to serve: its handler inside all interceptors, and its codec."""
+
+    method: Method[Any, Any]
+    handler: Handler
+    decode: Callable[[bytes], Any]
+    encode: Callable[[Any], bytes]
+
+
+class Pipeline:
+    """The methods that are served, and the calls in flight.
+
+    Args:
+        interceptors: around every handler, the first outermost.
+        errors: exceptions of the user's own and what they become.
+    """
+
+    def __init__(self, interceptors: Iterable[Interceptor] = (), errors: ErrorMap | None = None) -> None:
+        self._interceptors = tuple(interceptors)
+        self._errors = dict(errors or {})
+        self._bound: dict[str, Bound] = {}
+        self.calls: set[ServerCall] = set()
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Full names of the services served, in order of their names."""
+        return tuple(sorted({bound.method.service for bound in self._bound.values()}))
+
+    @property
+    def methods(self) -> tuple[Bound, ...]:
+        """Every method served."""
+        return tuple(self._bound.values())
+
+    def find(self, path: str) -> Bound | None:
+        """The method at `/package.Service/Method`, or None."""
+        return self._bound.get(path)
+
+    def add(self, servicer: Servicer) -> None:
+        """Serve the methods of a generated servicer.
+
+        Raises:
+            ServicerError: it is no servicer, a method is not asynchronous, or its service is served already.
+        """
+        if not isinstance(cast(object, servicer), Servicer):
+            hint = f"{servicer.__name__}()" if isinstance(servicer, type) else "an instance of a generated servicer"
+            raise ServicerError(f"{servicer!r} is not a servicer; add {hint}")
+        for method in servicer.__methods__:
+            self.add_method(method, getattr(servicer, method.name))
+
+    def add_method(
+        self,
+        method: Method[Any, Any],
+        function: Callable[..., Any],
+        decode: Callable[[bytes], Any] | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+    ) -> None:
+        """Serve one method with a function of request and context; the codec defaults to that of its messages."""
+        if method.path in self._bound:
+            raise ServicerError(f"{method.full_name} is served already; add one servicer per service")
+        self._bound[method.path] = Bound(
+            method,
+            stack(self._interceptors, method, handler_of(method, function)),
+            decode or _decoder(method),
+            encode or _encoder(method),
+        )
+
+    async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
+        """Serve a call with one reply; `raw` is the request, or None when `call.request` is a stream of them."""
+        self._begin(call)
+        try:
+            if raw is not None:
+                call.request = bound.decode(raw)
+            reply = await bound.handler(call)
+            _raise_for_status(call)
+            encoded = bound.encode(reply)
+        except BaseException as error:
+            raise self._fail(call, error) from error
+        self.calls.discard(call)
+        call.end(OK)
+        return encoded
+
+    async def stream(
+        self, bound: Bound, call: ServerCall, raw: bytes | None, write: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        """Serve a call with a stream of replies, each handed to `write`, which raises Broken when the call is gone."""
+        self._begin(call)
+        encode = bound.encode
+        replies = None
+        try:
+            if raw is not None:
+                call.request = bound.decode(raw)
+            replies = await bound.handler(call)
+            async for reply in replies:
+                await write(encode(reply))
+            _raise_for_status(call)
+        except BaseException as error:
+            failure = self._fail(call, error)
+            if replies is not None and replies.outcome is None:
+                await self._abandon(replies, failure)
+            raise failure from error
+        self.calls.discard(call)
+        call.end(OK)
+
+    async def _abandon(self, replies: Any, reason: BaseException) -> None:
+        try:
+            await replies.aclose(reason)
+        except Exception:
+            log.exception("a handler failed while its abandoned stream was closed")
+
+    def _begin(self, call: ServerCall) -> None:
+        call.task = asyncio.current_task()
+        current.set(call)
+        self.calls.add(call)
+
+    def _fail(self, call: ServerCall, error: BaseException) -> BaseException:
+        """End a failed call; returns what the wire is to raise: an RpcError, or CancelledError when nobody waits."""
+        self.calls.discard(call)
+        gone = isinstance(error, Broken)
+        if isinstance(error, asyncio.CancelledError):
+            if call.expelled is not None:
+                if call.task is not None:
+                    call.task.uncancel()
+                call.end(Outcome(call.expelled.code, call.expelled, remote=False))
+                return call.expelled
+            gone = call.task is not None and call.task.cancelling() > 0
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            call.end(Outcome.of(error))
+            return error
+        if gone:
+            late = call.deadline is not None and call.remaining() == 0.0
+            code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+            call.end(Outcome(code, error_for(code, "the caller stopped waiting"), remote=not late))
+            return asyncio.CancelledError()
+        failure = self._translate(call, error)
+        call.end(Outcome(failure.code, error, remote=False))
+        return failure
+
+    def _translate(self, call: ServerCall, error: BaseException) -> RpcError:
+        """What the caller may know of an exception."""
+        if isinstance(error, RpcError) and not error.method:
+            return error  # raised by the handler, for the caller
+        for kind in type(error).__mro__:
+            if (mapped := self._errors.get(kind)) is not None:
+                return mapped(str(error))
+        if isinstance(error, DeadlineExceeded) and error.inherited:
+            return DeadlineExceeded(f"the deadline passed while {call.method.full_name} waited for {error.method}")
+        error_id = secrets.token_hex(4)
+        log.error("%s failed, error %s", call.method.full_name, error_id, exc_info=error)
+        return Internal(f"internal error {error_id}; its cause stands in the log of the server")
+
+
+def _raise_for_status(call: ServerCall) -> None:
+    code, details = call.status
+    if code is not Code.OK:
+        raise error_for(code, details, metadata=call.trailer)
+
+
+def _decoder(method: Method[Any, Any]) -> Callable[[bytes], Any]:
+    parse = method.request.FromString
+
+    def decode(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except DecodeError as error:
+            raise Internal(f"the request is no {method.request.DESCRIPTOR.full_name}: {error}") from None
+
+    return decode
+
+
+def _encoder(method: Method[Any, Any]) -> Callable[[Any], bytes]:
+    kind = method.reply
+    serialize = kind.SerializeToString
+
+    def encode(reply: Any) -> bytes:
+        if type(reply) is not kind:
+            raise TypeError(f"{method.full_name} gave {type(reply).__name__}; it must give {kind.__name__}")
+        encoded: bytes = serialize(reply)
+        return encoded
+
+    return encode

@@ -1,0 +1,109 @@
+"""A server: listen, say that it is healthy, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from framework.config import Drain, ServerSettings
+from framework.errors import Unavailable
+from framework.server import wire
+from framework.server.health import Health
+from framework.server.pipeline import Pipeline
+from framework.server.reflection import add_reflection
+
+log = logging.getLogger("framework.server")
+
+
+class Server:
+    """Serves a pipeline over gRPC, with health and reflection beside the user's services.
+
+    Args:
+        pipeline: what to serve; complete before `start`.
+        settings: where to listen and how to drain.
+        grpc_interceptors: a user's own grpc.aio server interceptors.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, settings: ServerSettings | None = None, *, grpc_interceptors: Iterable[Any] = ()
+    ) -> None:
+        self.pipeline = pipeline
+        self.settings = settings or ServerSettings()
+        self.health = Health(pipeline.services)
+        self.port = 0
+        self._interceptors = tuple(grpc_interceptors)
+        self._server: Any = None
+
+    @property
+    def address(self) -> str:
+        """`host:port` that this server listens on."""
+        host = self.settings.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen, and answer SERVING.
+
+        Raises:
+            ConfigError: the address cannot be had.
+        """
+        self.pipeline.add(self.health)
+        add_reflection(self.pipeline)
+        self._server, self.port = await wire.listen(
+            self.pipeline,
+            self.settings.host,
+            self.settings.port,
+            max_message=self.settings.max_message,
+            interceptors=self._interceptors,
+        )
+        self.health.serving()
+
+    async def drain(self, drain: Drain | None = None) -> None:
+        """Stop without losing a call: keep accepting for `delay`, then refuse new calls and let those in flight end.
+
+        Health answers NOT_SERVING from the first moment on. Streams are ended with UNAVAILABLE after `streams` seconds
+        and whatever is left after `grace` seconds.
+        """
+        if self._server is None:
+            return
+        drain = drain or self.settings.drain
+        self.health.shut_down()
+        await asyncio.sleep(drain.delay)
+        stopping = asyncio.create_task(self._server.stop(drain.grace + 1.0))
+        try:
+            self._expel(lambda call: call.method.service.startswith("grpc."))
+            for seconds, which in sorted(
+                ((drain.streams, _streams), (drain.grace, _everything)), key=lambda step: step[0]
+            ):
+                await asyncio.wait([stopping], timeout=max(0.0, min(seconds, drain.grace)))
+                if stopping.done():
+                    break
+                self._expel(which)
+            await stopping
+        finally:
+            if not stopping.done():  # a second signal
+                stopping.cancel()
+                await self.stop()
+        self._server = None
+
+    async def stop(self) -> None:
+        """Stop now; calls in flight end with UNAVAILABLE."""
+        if self._server is not None:
+            self.health.shut_down()
+            self._expel(_everything)
+            await self._server.stop(0.1)
+            self._server = None
+
+    def _expel(self, which: Any) -> None:
+        for call in list(self.pipeline.calls):
+            if which(call):
+                call.expel(Unavailable(f"{self.address} is shutting down"))
+
+
+def _streams(call: Any) -> bool:
+    return bool(call.method.client_streaming or call.method.server_streaming)
+
+
+def _everything(call: Any) -> bool:
+    return True

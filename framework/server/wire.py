@@ -1,0 +1,249 @@
+"""grpc.aio below the pipeline: one RpcMethodHandler per method, raw bytes in and out.
+
+What grpc.aio gets wrong is put right here: an upload that broke off looks complete, a failed write does not say why, a
+handler's own CancelledError leaves the caller hanging, exceptions leak their text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
+from framework.details import KEY as DETAILS
+from framework.details import pack
+from framework.errors import ConfigError, FrameworkError, RpcError
+from framework.server import context as server_context
+from framework.server.context import ServerCall
+from framework.server.pipeline import Bound, Broken, Pipeline
+
+REQUEST_ID = "x-request-id"
+
+server_context.END_OF_STREAM = grpc.aio.EOF
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def guard_loop() -> None:
+    """grpc.aio serves one event loop per process; a second one that runs beside it would hang or crash.
+
+    Raises:
+        FrameworkError: grpc.aio is in use on another running loop.
+    """
+    global _loop
+    loop = asyncio.get_running_loop()
+    if _loop is not None and _loop is not loop and _loop.is_running():
+        raise FrameworkError("grpc.aio is in use on another event loop of this process; use one loop per process")
+    _loop = loop
+
+
+class GrpcWire:
+    """One call of grpc.aio as a `Wire`."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def send_header(self, metadata: Metadata) -> None:
+        try:
+            await self._context.send_initial_metadata(metadata)
+        except grpc.aio.BaseError:
+            raise Broken from None
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        found: Mapping[str, Iterable[bytes]] = self._context.auth_context()
+        return found
+
+    def set_compression(self, compression: Any) -> None:
+        self._context.set_compression(compression)
+
+    def disable_next_message_compression(self) -> None:
+        self._context.disable_next_message_compression()
+
+
+class Requests(Stream[Any]):
+    """The requests of a client that streams.
+
+    Its end is confirmed before it is believed: when a call is cancelled in mid-upload, grpc.aio reports the end of the
+    stream, and may do so before it cancels the handler. Sending the response headers fails on a call that is gone.
+    """
+
+    __slots__ = ("_call", "_context", "_decode")
+
+    def __init__(self, call: ServerCall, context: Any, decode: Any) -> None:
+        super().__init__()
+        self._call = call
+        self._context = context
+        self._decode = decode
+
+    async def __anext__(self) -> Any:
+        if self.outcome is not None:
+            raise StopAsyncIteration
+        try:
+            raw = await self._context.read()
+        except grpc.aio.BaseError:
+            self.end(ABANDONED)
+            raise Broken from None
+        if raw is not grpc.aio.EOF:
+            return self._decode(raw)
+        await self._confirm()
+        self.end(OK)
+        raise StopAsyncIteration
+
+    async def _confirm(self) -> None:
+        call = self._call
+        if not call.header_sent:
+            call.header_sent = True
+            await call.wire.send_header(call.header)
+        else:
+            for _ in range(3):  # nothing is left to send: let a cancellation that is under way arrive
+                await asyncio.sleep(0)
+        if call.remaining() == 0.0:
+            raise Broken
+
+    def cancel(self, reason: BaseException | None = None) -> None:
+        self.end(ABANDONED if reason is None else Outcome.of(reason))
+
+    def __del__(self) -> None:
+        pass  # not reading to the end is the servicer's right; the call's end ends the upload
+
+
+def _open(bound: Bound, context: Any) -> ServerCall:
+    metadata = context.invocation_metadata()
+    remaining = context.time_remaining()
+    request_id = ""
+    for key, value in metadata:
+        if key == REQUEST_ID:
+            request_id = value
+            break
+    return ServerCall(
+        bound.method,
+        None,
+        metadata,
+        deadline=None if remaining is None else asyncio.get_running_loop().time() + remaining,
+        request_id=request_id or secrets.token_hex(8),
+        peer=context.peer(),
+        wire=GrpcWire(context),
+    )
+
+
+async def _abort(context: Any, call: ServerCall, error: RpcError) -> NoReturn:
+    trailer = (*call.trailer, *error.metadata) if error.metadata is not call.trailer else call.trailer
+    if error.details:
+        trailer = (*trailer, (DETAILS, pack(error)))
+    try:
+        await context.abort(_STATUS[error.code.value], error.message, trailer)
+        raise AssertionError("abort() returned")
+    except grpc.aio.UsageError as failed:
+        raise asyncio.CancelledError from failed  # the status is out already: the call is gone
+
+
+def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[Any, Any]:
+    """The method handler that grpc.aio is to serve a method with."""
+
+    async def unary_unary(raw: bytes, context: Any) -> bytes:
+        call = _open(bound, context)
+        try:
+            reply = await pipeline.answer(bound, call, raw)
+        except RpcError as error:
+            await _abort(context, call, error)
+        if call.trailer:
+            context.set_trailing_metadata(call.trailer)
+        return reply
+
+    async def stream_unary(_: Any, context: Any) -> bytes:
+        call = _open(bound, context)
+        call.request = Requests(call, context, bound.decode)
+        try:
+            reply = await pipeline.answer(bound, call, None)
+        except RpcError as error:
+            await _abort(context, call, error)
+        if call.trailer:
+            context.set_trailing_metadata(call.trailer)
+        return reply
+
+    async def stream(raw: bytes | None, context: Any, call: ServerCall) -> None:
+        async def write(reply: bytes) -> None:
+            call.header_sent = True
+            try:
+                await context.write(reply)
+            except grpc.aio.BaseError:
+                raise Broken from None
+
+        try:
+            await pipeline.stream(bound, call, raw, write)
+        except RpcError as error:
+            await _abort(context, call, error)
+        if call.trailer:
+            context.set_trailing_metadata(call.trailer)
+
+    async def unary_stream(raw: bytes, context: Any) -> None:
+        await stream(raw, context, _open(bound, context))
+
+    async def stream_stream(_: Any, context: Any) -> None:
+        call = _open(bound, context)
+        call.request = Requests(call, context, bound.decode)
+        await stream(None, context, call)
+
+    match bound.method.client_streaming, bound.method.server_streaming:
+        case False, False:
+            return grpc.unary_unary_rpc_method_handler(unary_unary)
+        case True, False:
+            return grpc.stream_unary_rpc_method_handler(stream_unary)
+        case False, True:
+            return grpc.unary_stream_rpc_method_handler(unary_stream)
+        case _:
+            return grpc.stream_stream_rpc_method_handler(stream_stream)
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._handlers = {bound.method.path: method_handler(pipeline, bound) for bound in pipeline.methods}
+
+    def service(self, details: Any) -> Any:
+        return self._handlers.get(details.method)
+
+
+async def listen(
+    pipeline: Pipeline, host: str, port: int, *, max_message: int, interceptors: Iterable[Any] = ()
+) -> tuple[grpc.aio.Server, int]:
+    """Start a grpc.aio server for a pipeline; returns it and the port it is bound to.
+
+    Args:
+        host: address to listen on.
+        port: 0 for any free one.
+        max_message: bytes a message may have.
+        interceptors: a user's own grpc.aio server interceptors.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    guard_loop()
+    server = grpc.aio.server(
+        handlers=(_Handlers(pipeline),),
+        interceptors=tuple(interceptors),
+        options=(
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", max_message),
+            ("grpc.max_send_message_length", max_message),
+        ),
+    )
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ConfigError(
+            f"port {port} on {host} is in use or may not be used. Choose another with --port, or 0 for any free one."
+            if port
+            else f"cannot listen on {host}: it is no address of this machine. Choose another with --host."
+        )
+    await server.start()
+    return server, bound
