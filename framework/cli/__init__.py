@@ -1,0 +1,88 @@
+"""The `framework` command.
+
+Each command is a module of this package with `add_parser(subparsers)`, which names its `run(args) -> int` as the
+default of `run`. The modules are imported to build the help, so what is slow to import is imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from framework.errors import FrameworkError
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What `add_parser` of a command is given."""
+
+COMMANDS = ("generate",)
+"""The modules of the commands, in the order of the help."""
+
+EXAMPLES = """\
+examples:
+  framework new hello                              a project that runs and passes its tests
+  framework generate protos --out src              typed stubs; --check in CI
+
+`framework COMMAND --help` tells more about a command."""
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 no, 2 a mistake in how it was asked."""
+    args = _parser().parse_args(argv)
+    if args.command is None:
+        _parser().print_help(sys.stderr)
+        return 2
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()  # so that a reader who has left is noticed here
+    except FrameworkError as error:
+        if args.debug:
+            raise
+        print(f"framework: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it ends: let it have somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="framework",
+        description="gRPC microservices in Python.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"framework.cli.{name}").add_parser(commands)
+    for command in commands.choices.values():  # `framework generate --debug` is what people type
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"framework {importlib.metadata.version('framework-grpc')}")
+        parser.exit()

@@ -1,0 +1,267 @@
+"""The service modules: for each service its methods as data, a servicer to subclass and a client to call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from framework.codegen.compiler import ProtoError
+from framework.codegen.layout import Layout, identifier, import_line
+from framework.codegen.messages import header
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pb2 import (
+        DescriptorProto,
+        FileDescriptorProto,
+        MethodDescriptorProto,
+        ServiceDescriptorProto,
+    )
+
+WIDTH = 120
+SERVICE, METHOD = 6, 2  # field numbers that lead to a service of a file and to a method of a service
+
+Types = Mapping[str, tuple[str, str]]
+"""By full name with a leading dot: the proto file that defines a message, and its name there, `Outer.Inner`."""
+
+
+def message_types(files: Mapping[str, FileDescriptorProto]) -> Types:
+    """Every message of every file."""
+    types: dict[str, tuple[str, str]] = {}
+
+    def add(file: FileDescriptorProto, messages: list[DescriptorProto], outer: str) -> None:
+        for message in messages:
+            name = f"{outer}.{message.name}"
+            types["." + (f"{file.package}{name}" if file.package else name[1:])] = (file.name, name[1:])
+            add(file, list(message.nested_type), name)
+
+    for file in files.values():
+        add(file, list(file.message_type), "")
+    return types
+
+
+def service_module(file: FileDescriptorProto, types: Types, layout: Layout) -> str:
+    """The whole `_rpc.py` of a proto file."""
+    return _Writer(file, types, layout).module()
+
+
+class _Names:
+    """What a module imports, under names that no method of the module takes.
+
+    A class sees its own methods before the module's names: after `def Metadata(...)`, `metadata: Metadata` would name
+    the method. A name that a method has is imported with an underscore.
+    """
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = taken
+        self._imports: dict[tuple[str, str], str] = {}
+
+    def use(self, package: str, name: str, preferred: str = "") -> str:
+        """The local name of something imported."""
+        local = self._imports.get((package, name))
+        if local is None:
+            local = preferred or name
+            while local in self._taken or local in self._imports.values():
+                local = f"_{local}"
+            self._imports[package, name] = local
+        return local
+
+    def lines(self) -> list[str]:
+        """The import statements: the standard library, installed packages, the framework, this tree."""
+        groups: tuple[list[str], ...] = ([], [], [], [])
+        whole: dict[str, list[str]] = {}
+        for (package, name), local in sorted(self._imports.items()):
+            if (package, name, local) == ("builtins", "float", "float"):
+                continue
+            if package in STANDARD or package == "framework.rpc":
+                whole.setdefault(package, []).append(name if name == local else f"{name} as {local}")
+            else:
+                groups[1 if package.startswith("google") else 3].append(import_line(package, name, local))
+        for package, names in whole.items():
+            groups[0 if package in STANDARD else 2].extend(_wrapped(f"from {package} import ", names))
+        return [line for group in groups if group for line in ["", *group]]
+
+
+STANDARD = ("abc", "builtins", "collections.abc", "typing")
+
+
+def _wrapped(start: str, names: list[str]) -> list[str]:
+    line = start + ", ".join(names)
+    return [line] if len(line) <= WIDTH else [f"{start}(", *(f"    {name}," for name in names), ")"]
+
+
+class _Writer:
+    def __init__(self, file: FileDescriptorProto, types: Types, layout: Layout) -> None:
+        self.file = file
+        self.types = types
+        self.layout = layout
+        self.names = _Names({identifier(method.name) for service in file.service for method in service.method})
+        self.lines: list[str] = []
+        self.comments = {tuple(where.path): where for where in file.source_code_info.location}
+        modules = {
+            layout.module(types[name][0])
+            for service in file.service
+            for method in service.method
+            for name in (method.input_type, method.output_type)
+        }
+        names = [module.rpartition(".")[2] for module in modules]
+        self.ambiguous = {name for name in names if names.count(name) > 1}
+
+    def module(self) -> str:
+        for index, service in enumerate(self.file.service):
+            self.methods(service, index)
+            self.servicer(service, index)
+            self.client(service, index)
+        start = [header(self.file.name), "", "from __future__ import annotations"]
+        return "\n".join([*start, *self.names.lines(), *self.lines, ""])
+
+    def methods(self, service: ServiceDescriptorProto, index: int) -> None:
+        """`CatalogMethods`: one `Method` each."""
+        full_name = f"{self.file.package}.{service.name}".lstrip(".")
+        self.lines += ["", "", f"class {service.name}Methods:", f'    """The methods of {full_name}, as data."""']
+        for number, method in enumerate(service.method):
+            arguments = [
+                f'"{full_name}"',
+                f'"{method.name}"',
+                self.message(method.input_type),
+                self.message(method.output_type),
+            ]
+            if method.client_streaming:
+                arguments.append("client_streaming=True")
+            if method.server_streaming:
+                arguments.append("server_streaming=True")
+            if level := method.options.idempotency_level:
+                name = method.options.IdempotencyLevel.Name(level)
+                arguments.append(f"idempotency={self.rpc('Idempotency')}.{name}")
+            if timeout := self.timeout(method, (SERVICE, index, METHOD, number)):
+                arguments.append(f"timeout={timeout!r}")
+            self.lines.append("")
+            self.write(f"    {identifier(method.name)} = {self.rpc('Method')}(", arguments, ")")
+
+    def servicer(self, service: ServiceDescriptorProto, index: int) -> None:
+        """`CatalogServicer`: an abstract method each."""
+        self.lines += ["", "", f"class {service.name}Servicer({self.rpc('Servicer')}):"]
+        self.docstring("    ", (SERVICE, index), f"Subclass this and write each method of {service.name}.")
+        self.lines.append("")
+        listed = [f"{service.name}Methods.{identifier(method.name)}" for method in service.method]
+        self.write("    __methods__ = (", listed, ",)" if len(listed) == 1 else ")")
+        for number, method in enumerate(service.method):
+            request = self.annotation(method.input_type)
+            if method.client_streaming:
+                request = f"requests: {self.names.use('collections.abc', 'AsyncIterator')}[{request}]"
+            else:
+                request = f"request: {request}"
+            reply = self.annotation(method.output_type)
+            if method.server_streaming:
+                start, reply = "def", f"{self.names.use('collections.abc', 'AsyncIterator')}[{reply}]"
+            else:
+                start = "async def"
+            self.lines += ["", f"    @{self.names.use('abc', 'abstractmethod')}"]
+            parameters = ["self", request, f"context: {self.rpc('Context')}", "/"]
+            self.write(f"    {start} {identifier(method.name)}(", parameters, f") -> {reply}:")
+            if not self.docstring("        ", (SERVICE, index, METHOD, number)):
+                self.lines.append("        ...")
+        for method in service.method:
+            if (name := identifier(method.name)) != method.name:
+                # The server looks methods up by the name that the proto gives them.
+                self.lines += ["", ""]
+                self.lines.append(
+                    f'setattr({service.name}Servicer, "{method.name}", property(lambda self: self.{name}))'
+                )
+
+    def client(self, service: ServiceDescriptorProto, index: int) -> None:
+        """`CatalogClient`: a typed method each, over what the channel binds."""
+        self.lines += ["", "", f"class {service.name}Client:"]
+        self.docstring("    ", (SERVICE, index), f"Calls {service.name} over a channel.")
+        self.lines += ["", f"    def __init__(self, channel: {self.rpc('Channel')}) -> None:"]
+        for method in service.method:
+            name = identifier(method.name)
+            self.lines.append(f"        self._{name} = channel.bind({service.name}Methods.{name})")
+        if not service.method:
+            self.lines.append("        pass")
+        for number, method in enumerate(service.method):
+            name = identifier(method.name)
+            request, argument = f"request: {self.annotation(method.input_type)}", "request"
+            if method.client_streaming:
+                message = self.annotation(method.input_type)
+                kinds = (self.names.use("collections.abc", kind) for kind in ("AsyncIterable", "Iterable"))
+                request, argument = f"requests: {' | '.join(f'{kind}[{message}]' for kind in kinds)}", "requests"
+            reply = self.rpc("StreamReply" if method.server_streaming else "UnaryReply")
+            parameters = [
+                "self",
+                request,
+                "/",
+                "*",
+                f"timeout: {self.names.use('builtins', 'float')} | None = None",
+                f"metadata: {self.rpc('Metadata')} = ()",
+            ]
+            self.lines.append("")
+            self.write(f"    def {name}(", parameters, f") -> {reply}[{self.annotation(method.output_type)}]:")
+            self.docstring("        ", (SERVICE, index, METHOD, number))
+            arguments = [f"self._{name}", f"{service.name}Methods.{name}", argument, "timeout", "metadata"]
+            self.write(f"        return {reply}(", arguments, ")")
+
+    def rpc(self, name: str) -> str:
+        return self.names.use("framework.rpc", name)
+
+    def message(self, full_name: str) -> str:
+        """The expression for a message class."""
+        proto, name = self.types[full_name]
+        package, module = self.layout.package(self.file.name, proto)
+        own = proto == self.file.name
+        preferred = self.layout.module(proto).replace(".", "_") if module in self.ambiguous and not own else module
+        expression = self.names.use(package, module, preferred)
+        for part in name.split("."):
+            # A message may be called `None`: Python has the attribute but no way to write it.
+            expression = f"{expression}.{part}" if identifier(part) == part else f'getattr({expression}, "{part}")'
+        return expression
+
+    def annotation(self, full_name: str) -> str:
+        """The type of a message."""
+        expression = self.message(full_name)
+        return self.names.use("typing", "Any") if expression.startswith("getattr") or "(" in expression else expression
+
+    def timeout(self, method: MethodDescriptorProto, path: tuple[int, ...]) -> float | None:
+        """The default deadline in seconds that the proto declares."""
+        from framework import options_pb2
+
+        options = method.options.Extensions[options_pb2.method]
+        if not options.HasField("timeout"):
+            return None
+        seconds = options.timeout.seconds + options.timeout.nanos / 1e9
+        if seconds <= 0:
+            line, column = self.comments[path].span[:2]
+            where = f"{self.file.name}:{line + 1}:{column + 1}"
+            raise ProtoError(f"{where}: (framework.method).timeout of {method.name} must be positive.")
+        return seconds
+
+    def docstring(self, indent: str, path: tuple[int, ...], default: str = "") -> bool:
+        """Write the comment above a service or method as its docstring; False when there is nothing to write."""
+        where = self.comments.get(path)
+        comment = where.leading_comments if where else ""
+        lines = [line.removeprefix(" ").rstrip() for line in comment.strip("\n").splitlines()]
+        text = "\n".join(lines).strip() or default
+        if not text:
+            return False
+        text = text.replace("\\", "\\\\").replace('"""', r"\"\"\"")
+        if text.endswith('"'):
+            text = text[:-1] + r"\""
+        first, *rest = text.split("\n")
+        self.lines.append(f'{indent}"""{first}' + ("" if rest else '"""'))
+        self.lines += [f"{indent}{line}".rstrip() for line in rest]
+        if rest:
+            self.lines.append(f'{indent}"""')
+        return True
+
+    def write(self, start: str, items: list[str], end: str) -> None:
+        """Write something in parentheses, broken as formatters break it when it is too long for a line."""
+        line = start + ", ".join(items) + end
+        if len(line) <= WIDTH:
+            self.lines.append(line)
+            return
+        indent = " " * (len(start) - len(start.lstrip()))
+        joined = f"{indent}    {', '.join(items)}"
+        end = end.removeprefix(",")
+        if len(joined) <= WIDTH and "__methods__" not in start:
+            self.lines += [start, joined, indent + end]
+        else:
+            self.lines += [start, *(f"{indent}    {item}," for item in items), indent + end]
