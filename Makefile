@@ -32,12 +32,14 @@ run: $(READY) ## start the example system (ONCE=1 ends by itself, REGISTRY=consu
 test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for some)
 	@$(BIN)/python -m pytest $(or $(T),tests)
 
+# All of them, so that one run tells everything.
 check: $(READY) ## lint, format, types, layers, generated code
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/framework generate protos --out example_services --check
+	@failed=; \
+	for check in "ruff check" "ruff format --check" mypy lint-imports \
+	             "framework generate protos --out example_services --check"; do \
+	  echo "check: $$check"; $(BIN)/$$check || failed="$$failed, $$check"; \
+	done; \
+	test -z "$$failed" || { echo "check: failed: $${failed#, }" >&2; exit 1; }
 
 generate: $(READY) ## make the examples' stubs again
 	@$(BIN)/framework generate protos --out example_services

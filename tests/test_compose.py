@@ -1,0 +1,94 @@
+"""docker-compose.yml, as far as it shows without an engine: what it names exists, and what it runs is understood."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from framework import Service
+from framework.cli import _parser
+
+ROOT = Path(__file__).parents[1]
+CONTAINERS: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+SERVICES = sorted(set(CONTAINERS) - {"consul"})
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def command(name: str) -> tuple[str, dict[str, str]]:
+    """What a container runs: the service's module, and its options by name."""
+    program, verb, target, *options = shlex.split(CONTAINERS[name]["command"])
+    assert (program, verb) == ("framework", "run")
+    return target, dict(zip(options[::2], options[1::2], strict=True))
+
+
+def test_every_example_service_has_its_container() -> None:
+    """The four services of the example system, and the Consul that they meet in."""
+    assert sorted(CONTAINERS) == ["catalog", "consul", "inventory", "orders", "payments"]
+
+
+@each_service
+def test_service_exists(name: str) -> None:
+    """The command names an object of the example that is a service of the container's name."""
+    module, _, attribute = command(name)[0].partition(":")
+    service = getattr(importlib.import_module(module), attribute)
+    assert isinstance(service, Service)
+    assert service.name == name
+
+
+@each_service
+def test_command_line_takes_the_command_and_the_health_check(name: str) -> None:
+    """Both parse as they stand: no option that the command line does not have."""
+    start = shlex.split(CONTAINERS[name]["command"])
+    kind, *check = CONTAINERS[name]["healthcheck"]["test"]
+    assert kind == "CMD"
+    for program, *arguments in (start, check):
+        assert program == "framework"
+        _parser().parse_args(arguments)
+
+
+@each_service
+def test_addresses_agree(name: str) -> None:
+    """It listens on the port that it advertises, publishes and is checked on, in the registry that is there."""
+    _, options = command(name)
+    (published,) = CONTAINERS[name]["ports"]
+    port = options["--port"]
+    assert options["--host"] == "0.0.0.0"
+    assert options["--advertise"] == f"{name}:{port}"
+    assert options["--registry"] == "consul://consul:8500"
+    assert published.startswith("127.0.0.1:")
+    assert published.endswith(f":{port}")
+    assert CONTAINERS[name]["healthcheck"]["test"][-1] == f"127.0.0.1:{port}"
+
+
+def test_published_ports_differ() -> None:
+    """No two containers want the same port of the host."""
+    published = [port.rsplit(":", 1)[0] for container in CONTAINERS.values() for port in container["ports"]]
+    assert sorted(set(published)) == sorted(published)
+
+
+@pytest.mark.parametrize("name", sorted(CONTAINERS))
+def test_container_is_checked_and_restarted(name: str) -> None:
+    """Each has a health check and comes back after a crash."""
+    assert CONTAINERS[name]["healthcheck"]["test"]
+    assert CONTAINERS[name]["restart"] == "unless-stopped"
+
+
+@each_service
+def test_service_waits_for_a_healthy_consul(name: str) -> None:
+    """No service starts before it can register."""
+    assert CONTAINERS[name]["depends_on"] == {"consul": {"condition": "service_healthy"}}
+
+
+def test_image_is_built_from_files_that_are_there() -> None:
+    """The Dockerfile exists, and so does each file that its context lets in."""
+    for name in SERVICES:
+        assert (ROOT / CONTAINERS[name]["build"]["dockerfile"]).is_file()
+    context = (ROOT / "deploy/Dockerfile.dockerignore").read_text().split()
+    missing = [path for path in context if path.startswith("!") and not (ROOT / path[1:]).exists()]
+    assert missing == []
