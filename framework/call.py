@@ -52,6 +52,7 @@ class Method(Generic[Req, Res]):
         client_streaming, server_streaming: the arity.
         idempotency: what the proto declares.
         timeout: default deadline in seconds that the proto declares, or None.
+        encode, decode: what this side sends and receives with, instead of the codec of its message classes.
     """
 
     service: str
@@ -62,6 +63,8 @@ class Method(Generic[Req, Res]):
     server_streaming: bool = False
     idempotency: Idempotency = Idempotency.UNKNOWN
     timeout: float | None = None
+    encode: Callable[[Any], bytes] | None = None
+    decode: Callable[[bytes], Any] | None = None
     full_name: str = field(init=False)
     path: str = field(init=False)
 
@@ -143,9 +146,12 @@ class Call(Ending):
         metadata: what the caller sends.
         deadline: the moment, on the running loop's clock in seconds, after which nobody waits; None is never.
         timeout: seconds the caller asked for explicitly, or None; the deadline is made of it.
+        idle: seconds a stream of replies may be silent while its reader waits, or None.
+        inherited: the deadline is that of the call which this process serves.
         request_id: the same along the whole chain of calls that one request causes.
         peer: the address of the other side, empty until it is known.
         header, trailer: metadata that came back, or that a servicer sends back.
+        received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.
         attempt: number of the attempt, from 1.
         tried: endpoints that this call has used up, or None.
         wire: what the serving wire keeps with the call; None on clients.
@@ -156,10 +162,13 @@ class Call(Ending):
         "attempt",
         "deadline",
         "header",
+        "idle",
+        "inherited",
         "metadata",
         "method",
         "peer",
         "request",
+        "received",
         "request_id",
         "timeout",
         "trailer",
@@ -186,10 +195,13 @@ class Call(Ending):
         self.metadata = metadata
         self.deadline = deadline
         self.timeout = timeout
+        self.idle: float | None = None
+        self.inherited = False
         self.request_id = request_id
         self.peer = peer
         self.header: Metadata = ()
         self.trailer: Metadata = ()
+        self.received: Callable[[], Awaitable[tuple[Metadata, Metadata]]] | None = None
         self.attempt = 1
         self.tried: set[Any] | None = None
         self.wire = wire

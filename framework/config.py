@@ -80,6 +80,9 @@ def _choice(*choices: str) -> Callable[[Any, str], str]:
     return parse
 
 
+_balancer = _choice(*get_args(Balancer))
+
+
 def _setting(default: Any, parse: Callable[[Any, str], Any]) -> Any:
     return field(default=default, metadata={"parse": parse})
 
@@ -178,7 +181,7 @@ class ClientSettings(_Table):
 
     timeout: float = _setting(10.0, duration)
     idle: float | None = _setting(30.0, _optional_duration)
-    balancer: Balancer = _setting("peak_ewma", _choice(*get_args(Balancer)))
+    balancer: Balancer = _setting("peak_ewma", _balancer)
     connect_timeout: float = _setting(2.0, duration)
     max_message: int = _setting(4 << 20, _integer(1024, 2**31 - 1))
     methods: Mapping[str, MethodSettings] = field(

@@ -16,6 +16,9 @@ from framework.errors import RpcError
 
 KEY = "grpc-status-details-bin"
 
+ORIGIN = "framework-origin"
+"""Trailer that our server puts beside every failure, so that a client can tell it from one that grpc made itself."""
+
 _symbols = symbol_database.Default()
 _known = {
     descriptor.full_name: getattr(error_details_pb2, name)

@@ -13,9 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from google.protobuf.message import DecodeError
-
 from framework.call import OK, Handler, Interceptor, Method, Outcome, current, stack
+from framework.codec import decoder, encoder
 from framework.errors import Code, DeadlineExceeded, Internal, RpcError, error_for
 from framework.server.context import ServerCall
 from framework.server.servicer import Servicer, ServicerError, handler_of
@@ -93,8 +92,8 @@ class Pipeline:
         self._bound[method.path] = Bound(
             method,
             stack(self._interceptors, method, handler_of(method, function)),
-            decode or _decoder(method),
-            encode or _encoder(method),
+            decode or decoder(method.request, method.full_name),
+            encode or encoder(method.reply, method.full_name),
         )
 
     async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
@@ -186,28 +185,3 @@ def _raise_for_status(call: ServerCall) -> None:
     code, details = call.status
     if code is not Code.OK:
         raise error_for(code, details, metadata=call.trailer)
-
-
-def _decoder(method: Method[Any, Any]) -> Callable[[bytes], Any]:
-    parse = method.request.FromString
-
-    def decode(raw: bytes) -> Any:
-        try:
-            return parse(raw)
-        except DecodeError as error:
-            raise Internal(f"the request is no {method.request.DESCRIPTOR.full_name}: {error}") from None
-
-    return decode
-
-
-def _encoder(method: Method[Any, Any]) -> Callable[[Any], bytes]:
-    kind = method.reply
-    serialize = kind.SerializeToString
-
-    def encode(reply: Any) -> bytes:
-        if type(reply) is not kind:
-            raise TypeError(f"{method.full_name} gave {type(reply).__name__}; it must give {kind.__name__}")
-        encoded: bytes = serialize(reply)
-        return encoded
-
-    return encode

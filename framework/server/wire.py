@@ -7,7 +7,6 @@ handler's own CancelledError leaves the caller hanging, exceptions leak their te
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -16,13 +15,13 @@ import grpc.aio
 
 from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
 from framework.details import KEY as DETAILS
-from framework.details import pack
+from framework.details import ORIGIN, pack
 from framework.errors import ConfigError, FrameworkError, RpcError
+from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.interceptors.request_id import new_request_id
 from framework.server import context as server_context
 from framework.server.context import ServerCall
 from framework.server.pipeline import Bound, Broken, Pipeline
-
-REQUEST_ID = "x-request-id"
 
 server_context.END_OF_STREAM = grpc.aio.EOF
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
@@ -117,17 +116,17 @@ class Requests(Stream[Any]):
 def _open(bound: Bound, context: Any) -> ServerCall:
     metadata = context.invocation_metadata()
     remaining = context.time_remaining()
-    request_id = ""
+    rid = ""
     for key, value in metadata:
         if key == REQUEST_ID:
-            request_id = value
+            rid = value
             break
     return ServerCall(
         bound.method,
         None,
         metadata,
         deadline=None if remaining is None else asyncio.get_running_loop().time() + remaining,
-        request_id=request_id or secrets.token_hex(8),
+        request_id=rid or new_request_id(),
         peer=context.peer(),
         wire=GrpcWire(context),
     )
@@ -137,6 +136,7 @@ async def _abort(context: Any, call: ServerCall, error: RpcError) -> NoReturn:
     trailer = (*call.trailer, *error.metadata) if error.metadata is not call.trailer else call.trailer
     if error.details:
         trailer = (*trailer, (DETAILS, pack(error)))
+    trailer = (*trailer, (ORIGIN, "server"))
     try:
         await context.abort(_STATUS[error.code.value], error.message, trailer)
         raise AssertionError("abort() returned")

@@ -1,0 +1,161 @@
+"""Which endpoint gets the next call. Pure: endpoints in, one out, with the time and the randomness given."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from framework.call import Handler, Method
+from framework.config import Balancer as BalancerName
+from framework.discovery import Instance
+from framework.errors import Code, RpcError
+
+TAU = 10.0
+"""Seconds in which the weight of an old latency falls to 1/e."""
+
+UNKNOWN_COST = 1e9
+"""Seconds that an endpoint costs which has calls but no answer yet: it gets one probe, not a crowd."""
+
+FORGOTTEN = 1.0
+"""Seconds after which an endpoint that loses every comparison is picked once, to learn whether it has recovered."""
+
+FAILURES = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS})
+
+
+class Transport(Protocol):
+    """The way to one instance: grpc.aio, or memory in tests."""
+
+    ready: bool
+    """A call given to it now leaves at once."""
+
+    failed: bool
+    """The last attempt to connect failed, and the next is not due yet."""
+
+    changed: Callable[[], None]
+    """Called after `ready` or `failed` has changed; whoever owns the transport sets it."""
+
+    def bind(self, method: Method[object, object]) -> Handler:
+        """The handler of a method over this transport."""
+
+    def connect(self) -> None:
+        """Start to connect when it is idle; does not wait."""
+
+    async def aclose(self) -> None:
+        """Close; calls in flight are cancelled."""
+
+
+class Endpoint:
+    """One instance, and what a balancer knows of it.
+
+    The cost is the peak-EWMA of latency times the calls in flight and one more: a latency above the average replaces
+    it at once, better ones win slowly. Source: Finagle's PeakEwma; P2C: Mitzenmacher, "The Power of Two Choices".
+    """
+
+    __slots__ = ("_bound", "_ewma", "_stamp", "instance", "last_pick", "pending", "position", "retired", "transport")
+
+    def __init__(self, instance: Instance, transport: Transport) -> None:
+        self.instance = instance
+        self.transport = transport
+        self.pending = 0
+        self.last_pick = 0.0
+        self.retired = False
+        self._ewma = 0.0
+        self._stamp = 0.0
+        self._bound: dict[Method[object, object], Handler] = {}
+
+    def bind(self, method: Method[object, object]) -> Handler:
+        """The handler of a method on this endpoint."""
+        handler = self._bound.get(method)
+        if handler is None:
+            handler = self._bound[method] = self.transport.bind(method)
+        return handler
+
+    def available(self) -> bool:
+        """Whether a call would leave at once."""
+        return self.transport.ready
+
+    def cost(self, now: float) -> float:
+        """Expected seconds of one more call."""
+        if self._ewma == 0.0:
+            return UNKNOWN_COST if self.pending else 0.0
+        return self._ewma * math.exp((self._stamp - now) / TAU) * (self.pending + 1)
+
+    def begin(self, now: float) -> None:
+        """A call starts here."""
+        self.pending += 1
+        self.last_pick = now
+
+    def observe(self, now: float, latency: float) -> None:
+        """A call was answered after `latency` seconds."""
+        weight = math.exp((self._stamp - now) / TAU)
+        self._stamp = now
+        if latency < self._ewma:
+            latency = self._ewma * weight + latency * (1.0 - weight)
+        self._ewma = max(latency, 1e-9)
+
+    def observe_failure(self, now: float, latency: float, error: RpcError, patience: float) -> None:
+        """A call failed; one that the endpoint answers for counts as if it had taken all the patience of the caller.
+
+        Otherwise an instance that fails at once would look fast and draw all traffic.
+        """
+        if error.code in FAILURES or (error.code is Code.DEADLINE_EXCEEDED and not error.remote):
+            self.observe(now, max(latency, patience))
+        elif error.remote:
+            self.observe(now, latency)
+
+    def __repr__(self) -> str:
+        state = "ready" if self.transport.ready else "failed" if self.transport.failed else "idle"
+        return f"<Endpoint {self.instance.address} {state} pending={self.pending} ewma={self._ewma * 1000:.1f}ms>"
+
+
+class Balancer(Protocol):
+    """Chooses among at least one endpoint. One that it looks at and finds idle starts to connect."""
+
+    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint:
+        """The endpoint for the next call; one that is not available only when all it looked at are not."""
+
+
+class PeakEwma:
+    """Power of two choices over peak-EWMA cost."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._random = rng.random
+
+    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint:
+        count = len(endpoints)
+        if count == 1:
+            return _wake(endpoints[0])
+        first = int(self._random() * count)
+        second = int(self._random() * (count - 1))
+        a, b = endpoints[first], endpoints[second + (second >= first)]
+        if not a.available():
+            _wake(a)
+            return _wake(b)
+        if not b.available():
+            _wake(b)
+            return a
+        if a.cost(now) > b.cost(now):
+            a, b = b, a
+        return b if b.last_pick + FORGOTTEN < now and b.pending == 0 else a
+
+
+class RoundRobin:
+    """One after the other."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._next = rng.randrange(1 << 16)
+
+    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint:
+        self._next += 1
+        return _wake(endpoints[self._next % len(endpoints)])
+
+
+def _wake(endpoint: Endpoint) -> Endpoint:
+    if not endpoint.transport.ready:
+        endpoint.transport.connect()
+    return endpoint
+
+
+BALANCERS: dict[BalancerName, Callable[[random.Random], Balancer]] = {"peak_ewma": PeakEwma, "round_robin": RoundRobin}

@@ -1,0 +1,61 @@
+"""`connect`: from a target's text to a channel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from framework.call import Interceptor
+from framework.client.balancer import BALANCERS
+from framework.client.dropin import Channel
+from framework.client.pool import Pool
+from framework.client.wire import GrpcTransport
+from framework.config import Settings
+from framework.discovery import Instance, Registry
+from framework.discovery.targets import open_registry, parse
+
+
+def connect(
+    target: str,
+    *,
+    settings: Settings | None = None,
+    interceptors: Iterable[Interceptor] = (),
+    grpc_interceptors: Iterable[Any] = (),
+    registry: Registry | None = None,
+) -> Channel:
+    """A channel to a service. Use it with `async with`; connections are made when calls need them.
+
+    Args:
+        target: `catalog` (in the default registry), `consul://host:8500/catalog`, `sqlite:///file#catalog`,
+            `static://host:1,host:2`, `host:port`, or a target of grpc's own such as `dns:///name:port`.
+        settings: default: `Settings.load()`.
+        interceptors: the user's own, outermost first.
+        grpc_interceptors: a user's own grpc.aio client interceptors, handed to grpc.
+        registry: an open registry to find `target` in; it stays open when the channel closes.
+
+    Raises:
+        ConfigError: a target or a setting that cannot be used.
+    """
+    settings = settings or Settings.load()
+    release = None
+    if registry is None:
+        parsed = parse(target, settings.registry)
+        registry, service = open_registry(parsed.registry), parsed.service
+        release = registry.aclose
+    else:
+        service = target
+    own = settings.client_for(service)
+    rng = random.Random()
+    user = tuple(grpc_interceptors)
+
+    def dial(instance: Instance) -> GrpcTransport:
+        return GrpcTransport(
+            instance.address,
+            connect_timeout=own.connect_timeout,
+            max_message=own.max_message,
+            interceptors=user,
+        )
+
+    pool = Pool(service, registry.watch(service), dial, BALANCERS[own.balancer](rng), where=str(registry), rng=rng)
+    return Channel(pool, own, interceptors, release)

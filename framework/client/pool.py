@@ -1,0 +1,259 @@
+"""The endpoints of one service: what the registry reports, which of them are ready, and the next one for a call.
+
+An endpoint connects when a balancer first looks at it. While any is ready, calls go only to ready ones; while none is,
+a call wakes a few and waits for the first, within its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from framework.call import Call
+from framework.client.balancer import Balancer, Endpoint, Transport
+from framework.discovery import Instance, Snapshot, Watch
+from framework.errors import DeadlineExceeded, RpcError, Unavailable
+
+log = logging.getLogger("framework.client")
+
+HEDGED_CONNECTS = 3
+"""Endpoints that a call without any ready one wakes at a time."""
+
+IMPATIENCE = 0.25
+"""Seconds after which it wakes more."""
+
+
+class Bag(Sequence[Endpoint]):
+    """Endpoints in no order; adding, removing and picking by number are O(1)."""
+
+    __slots__ = ("_items", "_positions")
+
+    def __init__(self) -> None:
+        self._items: list[Endpoint] = []
+        self._positions: dict[Endpoint, int] = {}
+
+    def add(self, endpoint: Endpoint) -> None:
+        if endpoint not in self._positions:
+            self._positions[endpoint] = len(self._items)
+            self._items.append(endpoint)
+
+    def discard(self, endpoint: Endpoint) -> None:
+        position = self._positions.pop(endpoint, None)
+        if position is not None:
+            last = self._items.pop()
+            if last is not endpoint:
+                self._items[position] = last
+                self._positions[last] = position
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as list's
+        return self._items[index]
+
+    def __contains__(self, endpoint: object) -> bool:
+        return endpoint in self._positions
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self._items)
+
+
+class Pool:
+    """Follows the instances of a service and hands out endpoints.
+
+    Args:
+        service: its name, for messages.
+        watch: its instances, as a registry reports them.
+        dial: makes the transport to an instance; it does not connect yet.
+        balancer: picks among endpoints.
+        where: the registry, for messages.
+        rng: what picks the endpoints that are woken when none is ready.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        watch: Watch,
+        dial: Callable[[Instance], Transport],
+        balancer: Balancer,
+        *,
+        where: str,
+        rng: random.Random,
+    ) -> None:
+        self.service = service
+        self.where = where
+        self._watch = watch
+        self._dial = dial
+        self._balancer = balancer
+        self._rng = rng
+        self._by_id: dict[str, Endpoint] = {}
+        self._all = Bag()
+        self._ready = Bag()
+        self._known = False
+        self._changed = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every endpoint known now."""
+        return tuple(self._all)
+
+    def start(self) -> None:
+        """Begin to follow the registry; harmless when done already."""
+        if self._follower is None:
+            self._follower = asyncio.create_task(self._follow(), name=f"follow {self.service}")
+
+    async def _follow(self) -> None:
+        try:
+            async for snapshot in self._watch:
+                self.apply(snapshot)
+        except Exception:
+            # A watch heals by itself; what arrives here is a defect, and the endpoints that are known stay in use.
+            log.exception("following %s in %s failed", self.service, self.where)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Take over a complete set of instances; connections to those that stay are not touched."""
+        for gone in self._by_id.keys() - snapshot.keys():
+            self._retire(self._by_id.pop(gone))
+        for name, instance in snapshot.items():
+            endpoint = self._by_id.get(name)
+            if endpoint is not None:
+                if endpoint.instance is instance or endpoint.instance == instance:
+                    continue
+                if endpoint.instance.address == instance.address:
+                    endpoint.instance = instance
+                    continue
+                self._retire(endpoint)
+            self._add(instance)
+        self._known = True
+        self._notify()
+
+    def _add(self, instance: Instance) -> None:
+        transport = self._dial(instance)
+        endpoint = Endpoint(instance, transport)
+        self._by_id[instance.id] = endpoint
+        self._all.add(endpoint)
+
+        def changed() -> None:
+            if transport.ready and not endpoint.retired:
+                self._ready.add(endpoint)
+            else:
+                self._ready.discard(endpoint)
+            self._notify()
+
+        transport.changed = changed
+        if transport.ready:
+            self._ready.add(endpoint)
+
+    def _retire(self, endpoint: Endpoint) -> None:
+        endpoint.retired = True
+        self._all.discard(endpoint)
+        self._ready.discard(endpoint)
+        if endpoint.pending == 0:
+            self._close_soon(endpoint)
+
+    def _close_soon(self, endpoint: Endpoint) -> None:
+        task = asyncio.ensure_future(endpoint.transport.aclose())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def done(self, endpoint: Endpoint) -> None:
+        """A call on this endpoint has ended; the last one on an endpoint that is gone closes its connection."""
+        endpoint.pending -= 1
+        if endpoint.retired and endpoint.pending == 0 and not self._closed:
+            self._close_soon(endpoint)
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def pick(self, now: float) -> Endpoint | None:
+        """A ready endpoint, or None while there is none; idle ones that it comes by start to connect."""
+        if not self._all:
+            return None
+        endpoint = self._balancer.choose(self._all, now)
+        if endpoint.available():
+            return endpoint
+        return self._balancer.choose(self._ready, now) if self._ready else None
+
+    async def wait(self, call: Call) -> Endpoint:
+        """A ready endpoint that the call has not tried, as soon as there is one.
+
+        Raises:
+            Unavailable: there is no instance, or none can be reached; the message says which service and where.
+            DeadlineExceeded: the call's deadline passed while connections were still being made.
+        """
+        if self._closed:
+            raise self._error(call, Unavailable, f"the channel to {self.service} is closed")
+        self.start()
+        tried = call.tried or ()
+        woken: set[Endpoint] = set()
+        loop = asyncio.get_running_loop()
+        while True:
+            changed = self._changed
+            if self._known and not self._all:
+                raise self._error(call, Unavailable, f"no instance of {self.service} in {self.where}")
+            left = [endpoint for endpoint in self._ready if endpoint not in tried]
+            if left:
+                return self._balancer.choose(left, loop.time())
+            candidates = [endpoint for endpoint in self._all if endpoint not in tried]
+            alive = [endpoint for endpoint in candidates if not (endpoint in woken and endpoint.transport.failed)]
+            if self._known and not alive:
+                raise self._error(call, Unavailable, self._unreachable())
+            fresh = [endpoint for endpoint in alive if endpoint not in woken]
+            for endpoint in self._rng.sample(fresh, min(HEDGED_CONNECTS, len(fresh))):
+                woken.add(endpoint)
+                endpoint.transport.connect()
+            remaining = None if call.deadline is None else call.deadline - loop.time()
+            if remaining is not None and remaining <= 0:
+                raise self._too_late(call)
+            pause = IMPATIENCE if remaining is None else min(IMPATIENCE, remaining)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await changed.wait()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds; looked at whenever an endpoint or the set of them changes."""
+        while not condition():
+            await self._changed.wait()
+
+    def _unreachable(self) -> str:
+        addresses = ", ".join(sorted(endpoint.instance.address for endpoint in self._all)[:5])
+        more = f" and {len(self._all) - 5} more" if len(self._all) > 5 else ""
+        return f"cannot connect to {self.service} at {addresses}{more} (instances from {self.where})"
+
+    def _too_late(self, call: Call) -> RpcError:
+        if self._known:
+            return self._error(call, DeadlineExceeded, f"the deadline passed before a connection was made: {self!r}")
+        problem = self._watch.problem
+        if problem:
+            return self._error(call, Unavailable, f"instances of {self.service} are not known: {problem}")
+        return self._error(
+            call, DeadlineExceeded, f"the deadline passed before {self.where} said where {self.service} is"
+        )
+
+    def _error(self, call: Call, kind: type[RpcError], message: str) -> RpcError:
+        error = kind(message, sent=False, attempts=call.attempt - 1, method=call.method.full_name)
+        if isinstance(error, DeadlineExceeded):
+            error.inherited = call.inherited
+        return error
+
+    async def aclose(self) -> None:
+        """Stop following and close every connection; calls in flight are cancelled."""
+        self._closed = True
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        await self._watch.aclose()
+        for endpoint in tuple(self._all):
+            self._retire(endpoint)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        self._notify()
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.service} from {self.where}: {len(self._all)} endpoints, {len(self._ready)} ready>"

@@ -1,0 +1,165 @@
+"""What a generated client returns: a call that starts when it is awaited or iterated over, not before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from framework.call import OK, Call, Handler, Metadata, Method, Outcome, Stream
+from framework.errors import Code, RpcError
+
+Res = TypeVar("Res")
+
+
+class Channel(Protocol):
+    """What a generated client is given: something that binds methods to handlers."""
+
+    def bind(self, method: Method[Any, Any]) -> Handler:
+        """The handler of a method, interceptors and all; the same one every time."""
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """How a call ended that raised this here."""
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome(Code.CANCELLED, error, remote=False)
+    return Outcome.of(error)
+
+
+class UnaryReply(Generic[Res]):
+    """A call with one reply: `await` it.
+
+    Raises, when awaited:
+        RpcError: the call failed; the class says with which code.
+    """
+
+    __slots__ = ("_handler", "_reply", "call")
+
+    def __init__(
+        self,
+        handler: Handler,
+        method: Method[Any, Res],
+        request: Any,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> None:
+        self.call = Call(method, request, tuple(metadata), timeout=timeout)
+        self._handler = handler
+        self._reply: Res | None = None
+
+    def __await__(self) -> Generator[Any, None, Res]:
+        return self._run().__await__()
+
+    async def _run(self) -> Res:
+        call = self.call
+        if call.outcome is not None:
+            return self._again(call.outcome)
+        try:
+            reply: Res = await self._handler(call)
+        except BaseException as error:
+            call.end(outcome_of(error))
+            raise
+        self._reply = reply
+        call.end(OK)
+        return reply
+
+    def _again(self, outcome: Outcome) -> Res:
+        if outcome.error is not None:
+            raise outcome.error
+        return self._reply  # type: ignore[return-value]  # an OK call has one
+
+    async def initial_metadata(self) -> Metadata:
+        """Response headers; awaits the reply. Raises like awaiting it."""
+        return (await self._received())[0]
+
+    async def trailing_metadata(self) -> Metadata:
+        """Response trailers; awaits the reply. Raises like awaiting it; a failure has them in `error.metadata`."""
+        return (await self._received())[1]
+
+    async def _received(self) -> tuple[Metadata, Metadata]:
+        await self
+        call = self.call
+        if call.received is not None:
+            call.header, call.trailer = await call.received()
+            call.received = None
+        return call.header, call.trailer
+
+    def __repr__(self) -> str:
+        return f"<UnaryReply of {self.call!r}>"
+
+
+class StreamReply(AsyncIterator[Res]):
+    """A call with a stream of replies: `async for` over it.
+
+    Breaking out of the loop and dropping this cancels the call; `async with` and `aclose()` do so at a definite point.
+
+    Raises, when iterated:
+        RpcError: the call failed; the class says with which code.
+    """
+
+    __slots__ = ("_handler", "_stream", "call")
+
+    def __init__(
+        self,
+        handler: Handler,
+        method: Method[Any, Res],
+        request: Any,
+        timeout: float | None = None,
+        metadata: Metadata = (),
+    ) -> None:
+        self.call = Call(method, request, tuple(metadata), timeout=timeout)
+        self._handler = handler
+        self._stream: Stream[Res] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, Res]:
+        if self._stream is not None:
+            return self._stream.__anext__()
+        return self._first()
+
+    async def _first(self) -> Res:
+        return await (await self._start()).__anext__()
+
+    async def _start(self) -> Stream[Res]:
+        if self._stream is None:
+            call = self.call
+            if call.outcome is not None:  # it failed before its first message, or was closed
+                raise call.outcome.error if isinstance(call.outcome.error, RpcError) else StopAsyncIteration
+            try:
+                stream: Stream[Res] = await self._handler(call)
+            except BaseException as error:
+                call.end(outcome_of(error))
+                raise
+            stream.on_end(call.end)
+            self._stream = stream
+        return self._stream
+
+    async def initial_metadata(self) -> Metadata:
+        """Response headers; starts the call. Raises like iterating over it."""
+        await self._start()
+        return self.call.header
+
+    def trailing_metadata(self) -> Metadata:
+        """Response trailers; empty before the stream has ended. A failure has them in `error.metadata`."""
+        return self.call.trailer
+
+    async def aclose(self, reason: BaseException | None = None) -> None:
+        """Cancel the call; harmless when it has ended or has not begun."""
+        if self._stream is not None:
+            await self._stream.aclose(reason)
+        else:
+            self.call.end(Outcome(Code.CANCELLED, remote=False, sent=False))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<StreamReply of {self.call!r}>"

@@ -1,0 +1,370 @@
+"""grpc.aio below an endpoint: one channel per instance, raw bytes in and out.
+
+A call is handed to grpc only once the connection is READY. So a call that finds none is known not to have been sent,
+and may go to another endpoint whatever its method is.
+
+What grpc.aio gets wrong is put right here: INTERNAL for a deadline that passes while sending, a request iterator's
+exception shown as a cancellation, a dropped stream that keeps the server busy, a feeding task that outlives its call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
+from framework.codec import decoder, encoder
+from framework.details import KEY as DETAILS
+from framework.details import ORIGIN, from_metadata
+from framework.errors import Cancelled, Code, DeadlineExceeded, Internal, RpcError, Unavailable, error_for
+
+_MADE_HERE = frozenset(
+    {
+        Code.UNAVAILABLE,
+        Code.DEADLINE_EXCEEDED,
+        Code.CANCELLED,
+        Code.INTERNAL,
+        Code.RESOURCE_EXHAUSTED,
+        Code.UNKNOWN,
+    }
+)
+"""Codes that grpc itself gives to calls; every other code was sent by the peer."""
+
+READY = grpc.ChannelConnectivity.READY
+IDLE = grpc.ChannelConnectivity.IDLE
+TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+def _unchanged() -> None:
+    pass
+
+
+class GrpcTransport:
+    """The connection to one instance. Nothing is opened before `connect`.
+
+    Args:
+        address: `host:port`, or a target of grpc's own.
+        connect_timeout: seconds an attempt to connect may take.
+        max_message: bytes a message may have, in and out.
+        interceptors: a user's own grpc.aio client interceptors.
+    """
+
+    def __init__(
+        self, address: str, *, connect_timeout: float, max_message: int, interceptors: Iterable[Any] = ()
+    ) -> None:
+        self.ready = False
+        self.failed = False
+        self.changed: Callable[[], None] = _unchanged
+        self._address = address
+        self._interceptors = list(interceptors)
+        self._options = (
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.min_reconnect_backoff_ms", int(connect_timeout * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+            ("grpc.max_receive_message_length", max_message),
+            ("grpc.max_send_message_length", max_message),
+            ("grpc.lb_policy_name", "round_robin" if address.startswith("dns:") else "pick_first"),
+        )
+        self._channel: Any = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def connect(self) -> None:
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(
+                self._address, options=self._options, interceptors=self._interceptors
+            )
+            self._watcher = asyncio.create_task(self._watch(), name=f"watch {self._address}")
+        elif not self.failed:
+            self._channel.get_state(try_to_connect=True)
+
+    async def _watch(self) -> None:
+        state = self._channel.get_state(try_to_connect=True)
+        while True:
+            ready, failed = state is READY, state is TRANSIENT_FAILURE
+            if (ready, failed) != (self.ready, self.failed):
+                self.ready, self.failed = ready, failed
+                self.changed()
+            await self._channel.wait_for_state_change(state)
+            state = self._channel.get_state()
+
+    async def aclose(self) -> None:
+        self.ready = False
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+
+    def bind(self, method: Method[Any, Any]) -> Handler:
+        encode = method.encode or encoder(method.request, method.full_name)
+        decode = method.decode or decoder(method.reply, method.full_name)
+        make = _streams(encode, decode) if method.server_streaming else _unary(encode, decode)
+        arity = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+        start: Callable[..., Any] | None = None
+
+        def handler(call: Call) -> Awaitable[Reply]:
+            nonlocal start
+            if start is None:
+                if self._channel is None:
+                    self.connect()
+                start = getattr(self._channel, arity)(method.path)
+            if self._channel.get_state() is not READY:
+                raise Unavailable(
+                    f"the connection to {self._address} is gone",
+                    sent=False,
+                    method=method.full_name,
+                    attempts=call.attempt,
+                )
+            call.peer = self._address
+            return make(call, start)
+
+        return handler
+
+
+def _unary(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[..., Awaitable[Reply]]:
+    async def unary(call: Call, start: Callable[..., Any]) -> Any:
+        timeout = _timeout(call)
+        feed = None
+        if call.method.client_streaming:
+            rpc = start(timeout=timeout, metadata=call.metadata)
+            feed = Feed(rpc, call.request, encode)
+        else:
+            rpc = start(encode(call.request), timeout=timeout, metadata=call.metadata)
+        try:
+            raw = await rpc
+        except BaseException as error:
+            raise _explain(call, rpc, error, feed) from None
+        finally:
+            if feed is not None:
+                feed.stop()
+
+        async def received() -> tuple[Metadata, Metadata]:
+            return tuple(await rpc.initial_metadata()), tuple(await rpc.trailing_metadata())
+
+        call.received = received
+        try:
+            return decode(raw)
+        except Internal as error:
+            raise _local(call, Internal, error.message) from None
+
+    return unary
+
+
+def _streams(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[..., Awaitable[Reply]]:
+    async def stream(call: Call, start: Callable[..., Any]) -> Stream[Any]:
+        timeout = _timeout(call)
+        feed = None
+        if call.method.client_streaming:
+            rpc = start(timeout=timeout, metadata=call.metadata)
+            feed = Feed(rpc, call.request, encode)
+        else:
+            rpc = start(encode(call.request), timeout=timeout, metadata=call.metadata)
+        watchdog = None if call.idle is None else Watchdog(rpc, call.idle)
+        replies = Replies(call, rpc, decode, feed, watchdog)
+        try:
+            if watchdog is not None:
+                watchdog.wait()
+            call.header = tuple(await rpc.initial_metadata())
+            if rpc.done() and await rpc.code() is not grpc.StatusCode.OK:
+                await rpc.read()  # raises what the status says
+        except BaseException as error:
+            raise replies.fail(error) from None
+        return replies
+
+    return stream
+
+
+class Replies(Stream[Any]):
+    """The replies of one RPC."""
+
+    __slots__ = ("_call", "_decode", "_feed", "_next", "_rpc", "_watchdog")
+
+    def __init__(
+        self, call: Call, rpc: Any, decode: Callable[[bytes], Any], feed: Feed | None, watchdog: Watchdog | None
+    ) -> None:
+        super().__init__()
+        self._call = call
+        self._rpc = rpc
+        self._decode = decode
+        self._feed = feed
+        self._watchdog = watchdog
+        self._next: Callable[[], Awaitable[bytes]] = rpc.__aiter__().__anext__
+
+    async def __anext__(self) -> Any:
+        if self.outcome is not None:
+            raise StopAsyncIteration
+        watchdog = self._watchdog
+        try:
+            if watchdog is None:
+                return self._decode(await self._next())
+            watchdog.wait()
+            raw = await self._next()
+            watchdog.since = None
+            return self._decode(raw)
+        except StopAsyncIteration:
+            self._call.trailer = tuple(await self._rpc.trailing_metadata())
+            self._finish(OK)
+            raise
+        except BaseException as error:
+            raise self.fail(error) from None
+
+    def fail(self, error: BaseException) -> BaseException:
+        """End the stream with what this exception means, which is returned."""
+        if isinstance(error, Internal) and not error.method:
+            error = _local(self._call, Internal, error.message)
+        else:
+            error = _explain(self._call, self._rpc, error, self._feed, self._watchdog)
+        self._rpc.cancel()
+        self._finish(ABANDONED if isinstance(error, asyncio.CancelledError) else Outcome.of(error))
+        return error
+
+    def cancel(self, reason: BaseException | None = None) -> None:
+        if self.outcome is None:
+            self._rpc.cancel()
+            self._finish(ABANDONED if reason is None else Outcome.of(reason))
+
+    def _finish(self, outcome: Outcome) -> None:
+        if self._feed is not None:
+            self._feed.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        self.end(outcome)
+
+
+class Feed:
+    """Writes the requests of a user's iterable; what the iterable raises is kept for whoever awaits the replies."""
+
+    __slots__ = ("_task", "error")
+
+    def __init__(self, rpc: Any, requests: Any, encode: Callable[[Any], bytes]) -> None:
+        self.error: BaseException | None = None
+        self._task = asyncio.create_task(self._run(rpc, requests, encode))
+
+    async def _run(self, rpc: Any, requests: Any, encode: Callable[[Any], bytes]) -> None:
+        try:
+            if hasattr(requests, "__aiter__"):
+                iterator = aiter(requests)
+                try:
+                    async for request in iterator:
+                        await rpc.write(encode(request))
+                finally:
+                    await _close(iterator)
+            else:
+                for request in requests:
+                    await rpc.write(encode(request))
+            await rpc.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            pass  # the RPC has ended; its status says why
+        except BaseException as error:
+            self.error = error
+            rpc.cancel()
+
+    def stop(self) -> None:
+        """The RPC has ended: stop writing, and tell the user's iterable."""
+        self._task.cancel()
+
+
+async def _close(iterator: AsyncIterator[Any]) -> None:
+    close = getattr(iterator, "aclose", None)
+    if close is not None:
+        with contextlib.suppress(Exception):  # the call has ended; how its iterable closes is its own affair
+            await close()
+
+
+class Watchdog:
+    """Cancels an RPC whose reader has waited for one message for longer than `idle` seconds.
+
+    One timer a stream: a message costs two assignments. It knows the RPC and not the stream, which may be dropped.
+    """
+
+    __slots__ = ("_handle", "_loop", "_rpc", "fired", "idle", "since")
+
+    def __init__(self, rpc: Any, idle: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rpc = rpc
+        self.idle = idle
+        self.fired = False
+        self.since: float | None = None
+        self._handle = self._loop.call_later(idle, self._check)
+
+    def wait(self) -> None:
+        """The reader waits from now on."""
+        self.since = self._loop.time()
+
+    def _check(self) -> None:
+        left = self.idle if self.since is None else self.since + self.idle - self._loop.time()
+        if left <= 0:
+            self.fired = True
+            self._rpc.cancel()
+        else:
+            self._handle = self._loop.call_later(left, self._check)
+
+    def stop(self) -> None:
+        """The stream has ended."""
+        self._handle.cancel()
+
+
+def _timeout(call: Call) -> float | None:
+    return None if call.deadline is None else call.deadline - asyncio.get_running_loop().time()
+
+
+def _local(call: Call, kind: type[RpcError], message: str) -> RpcError:
+    error = kind(message, method=call.method.full_name, attempts=call.attempt)
+    if isinstance(error, DeadlineExceeded):
+        error.inherited = call.inherited
+    return error
+
+
+def _explain(
+    call: Call, rpc: Any, error: BaseException, feed: Feed | None, watchdog: Watchdog | None = None
+) -> BaseException:
+    """What an exception out of grpc.aio means to the caller."""
+    if feed is not None and feed.error is not None:
+        return feed.error
+    if watchdog is not None and watchdog.fired:
+        return _local(
+            call,
+            DeadlineExceeded,
+            f"no message for {watchdog.idle:g} s; `idle` in the client's settings says how long a stream may be silent",
+        )
+    if isinstance(error, grpc.aio.AioRpcError):
+        return _status(call, error)
+    rpc.cancel()
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():  # not the caller: the channel was closed, or an interceptor gave up
+            return _local(call, Cancelled, "the call was cancelled in this process")
+    return error
+
+
+def _status(call: Call, error: grpc.aio.AioRpcError) -> RpcError:
+    code = Code(error.code().value[0])
+    message = error.details() or ""
+    trailer: Metadata = tuple(error.trailing_metadata() or ())
+    ours = any(key == ORIGIN for key, _ in trailer)
+    remote = ours or code not in _MADE_HERE or bool(trailer)
+    late = call.deadline is not None and asyncio.get_running_loop().time() >= call.deadline - 0.001
+    if not ours and late and code in (Code.INTERNAL, Code.CANCELLED, Code.UNKNOWN, Code.DEADLINE_EXCEEDED):
+        code, remote = Code.DEADLINE_EXCEEDED, False
+    if code is Code.DEADLINE_EXCEEDED and not remote:
+        message = f"no answer from {call.peer} before the deadline"
+    result = error_for(
+        code,
+        message,
+        details=from_metadata(trailer),
+        metadata=tuple(pair for pair in trailer if pair[0] not in (ORIGIN, DETAILS)),
+        remote=remote,
+        method=call.method.full_name,
+        attempts=call.attempt,
+    )
+    if isinstance(result, DeadlineExceeded):
+        result.inherited = call.inherited and not remote
+    call.trailer = result.metadata
+    return result

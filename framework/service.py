@@ -1,0 +1,268 @@
+"""A service: the composition root that puts servicers, server, registry and signals together.
+
+    service = Service("catalog", lifespan=lifespan)
+    if __name__ == "__main__":
+        service.run()
+
+Up: lifespan, listen, health SERVING, register. Down, in order: health NOT_SERVING and deregister, keep accepting while
+that becomes known, let calls end, leave the lifespan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from framework.call import Interceptor
+from framework.config import QUICK_DRAIN, Drain, ServerSettings, Settings
+from framework.discovery import Instance, Lease, Registry
+from framework.discovery.targets import open_registry
+from framework.errors import ConfigError, FrameworkError
+from framework.server.dropin import DropInServer
+from framework.server.pipeline import ErrorMap, Pipeline
+from framework.server.server import Server
+from framework.server.servicer import Servicer
+
+log = logging.getLogger("framework")
+
+NO_REGISTRY = "none"
+"""Name of a registry for services that nobody looks up."""
+
+Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
+
+
+class Service:
+    """One service: what it serves, and how it comes up and goes down.
+
+    Args:
+        name: what clients connect to, `catalog`.
+        servicers: what to serve; more can be added in the lifespan.
+        lifespan: async context manager around the time that the service serves; opens what servicers need.
+        interceptors: around every call, the first outermost.
+        errors: exceptions of your own, and the error of the family that each becomes.
+        grpc_interceptors: grpc.aio server interceptors, handed to grpc.
+        settings: default: `Settings.load()` when it starts.
+        version, zone, weight, tags, metadata: what the registry tells clients of every instance.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        servicers: Iterable[Servicer] = (),
+        lifespan: Lifespan | None = None,
+        interceptors: Iterable[Interceptor] = (),
+        errors: ErrorMap | None = None,
+        grpc_interceptors: Iterable[Any] = (),
+        settings: Settings | None = None,
+        version: str = "",
+        zone: str = "",
+        weight: int = 1,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self._servicers = tuple(servicers)
+        self._lifespan = lifespan
+        self._interceptors = tuple(interceptors)
+        self._errors = errors
+        self._grpc_interceptors = tuple(grpc_interceptors)
+        self._described: dict[str, Any] = {
+            "version": version,
+            "zone": zone,
+            "weight": weight,
+            "tags": tuple(tags),
+            "metadata": dict(metadata or {}),
+        }
+        self._pipeline: Pipeline | None = None
+
+    @property
+    def grpc_server(self) -> DropInServer:
+        """For generated code of grpc's own: `add_CatalogServicer_to_server(servicer, service.grpc_server)`."""
+        return DropInServer(self._building())
+
+    def add(self, *servicers: Servicer) -> None:
+        """Serve these too; called in the lifespan.
+
+        Raises:
+            ServicerError: it cannot be served; the message says what to write.
+        """
+        for servicer in servicers:
+            self._building().add(servicer)
+
+    def _building(self) -> Pipeline:
+        if self._pipeline is None:
+            raise FrameworkError(
+                f"servicers are added to {self.name} in its lifespan, or given as Service(servicers=[...])"
+            )
+        return self._pipeline
+
+    @asynccontextmanager
+    async def assembled(self) -> AsyncIterator[Pipeline]:
+        """Enter the lifespan; gives the pipeline with every servicer in it."""
+        if self._pipeline is not None:
+            raise FrameworkError(f"{self.name} is running already in this process")
+        pipeline = self._pipeline = Pipeline(self._interceptors, self._errors)
+        try:
+            for servicer in self._servicers:
+                pipeline.add(servicer)
+            async with self._lifespan(self) if self._lifespan is not None else contextlib.nullcontext():
+                if not pipeline.methods:
+                    raise FrameworkError(
+                        f"{self.name} serves nothing. Add a servicer: `service.add(Catalog(...))` in the lifespan"
+                    )
+                yield pipeline
+        finally:
+            self._pipeline = None
+
+    @asynccontextmanager
+    async def running(
+        self, settings: Settings | None = None, *, registry: Registry | None = None, drain: Drain | None = None
+    ) -> AsyncIterator[Server]:
+        """Serve while the block runs; drains at its end.
+
+        Args:
+            settings: default: the service's own, or `Settings.load()`.
+            registry: where to register, left open; default: what the settings name.
+            drain: how to stop at the end of the block; default: the settings'.
+
+        Raises:
+            FrameworkError: it cannot start; the message says why and what to do.
+        """
+        settings = settings or self.settings or Settings.load()
+        async with contextlib.AsyncExitStack() as exits:
+            pipeline = await exits.enter_async_context(self.assembled())
+            if registry is None and settings.registry != NO_REGISTRY:
+                registry = open_registry(settings.registry)
+                exits.push_async_callback(registry.aclose)
+            server = Server(pipeline, settings.server, grpc_interceptors=self._grpc_interceptors)
+            await server.start()
+            exits.push_async_callback(server.stop)
+            lease: Lease | None = None
+            if registry is not None:
+                instance = self._instance(settings.server, server.port)
+                lease = await registry.register(instance)
+                exits.push_async_callback(lease.close)
+                log.info("%s serves on %s, registered in %s as %s", self.name, server.address, registry, instance.id)
+            else:
+                log.info("%s serves on %s, not registered", self.name, server.address)
+            yield server
+            server.health.shut_down()
+            if lease is not None:
+                await lease.close()
+            await server.drain(drain)
+            log.info("%s has stopped", self.name)
+
+    def _instance(self, settings: ServerSettings, port: int) -> Instance:
+        return Instance(
+            id=f"{self.name}-{uuid.uuid4().hex[:12]}",
+            service=self.name,
+            address=_advertised(settings, port),
+            **self._described,
+        )
+
+    async def serve(self, settings: Settings | None = None, *, interactive: bool | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
+
+        Args:
+            settings: default: the service's own, or `Settings.load()`.
+            interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
+        """
+        settings = settings or self.settings or Settings.load()
+        interactive = sys.stderr.isatty() if interactive is None else interactive
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+        task = asyncio.current_task()
+        assert task is not None
+        received: list[signal.Signals] = []
+
+        def on_signal(number: signal.Signals) -> None:
+            received.append(number)
+            if len(received) == 1:
+                stopping.set()
+            else:
+                log.warning("%s stops at once", self.name)
+                task.cancel()
+
+        drain = settings.server.drain
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        try:
+            async with self.running(settings, drain=None) as server:
+                await stopping.wait()
+                if interactive and received[0] is signal.SIGINT:
+                    drain = QUICK_DRAIN
+                log.info("%s drains: %s", self.name, drain)
+                server.settings = dataclasses.replace(server.settings, drain=drain)
+        except asyncio.CancelledError:
+            if len(received) < 2:
+                raise
+            task.uncancel()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def run(self, settings: Settings | None = None) -> None:
+        """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line."""
+        try:
+            run_until_complete(self.serve(settings))
+        except FrameworkError as error:
+            sys.exit(f"framework: {error}")
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}>"
+
+
+def run_until_complete(coroutine: Any) -> Any:
+    """Run a coroutine on a new event loop, uvloop's when it is installed."""
+    configure_logging()
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(coroutine)
+
+
+def configure_logging() -> None:
+    """Readable lines on standard error, unless the application has set up logging itself."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+
+def _advertised(settings: ServerSettings, port: int) -> str:
+    host, given = settings.advertise or settings.host, None
+    if settings.advertise:
+        head, colon, tail = settings.advertise.rpartition(":")
+        if colon and tail.isdigit() and (":" not in head or head.startswith("[")):
+            host, given = head.strip("[]"), int(tail)
+    elif host in ("0.0.0.0", "::", ""):
+        host = _own_address()
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"{host}:{given or port}"
+
+
+def _own_address() -> str:
+    """The address that this machine talks to others from; a UDP socket tells without sending anything."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError as error:
+            raise ConfigError(
+                "listening on every address, but this machine has none that others can dial; say which with --advertise"
+            ) from error
+        return str(probe.getsockname()[0])
