@@ -1,15 +1,18 @@
 """Who is there: services register their instances, channels watch them.
 
-Reading order: this file (the protocol), `targets` (a string to a registry), `local` (the default: one SQLite file),
-`consul`, `static`.
+Reading order: this file (the protocol), `targets` (a string to a registry), `watching` (what watches share), `local`
+(the default: one SQLite file), `consul`, `static`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
+
+from framework.errors import ConfigError
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -38,7 +41,38 @@ class Instance:
     weight: int = 1
     protocol: str = "grpc"
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default=_NOTHING)
+    metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+
+
+_ID = re.compile(r"[^\s/?#%]+")
+_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_OWN_KEYS = frozenset({"version", "zone", "weight", "protocol", "lease"})
+
+
+def validate(instance: Instance) -> Instance:
+    """The same instance, if every registry can hold it; what one takes and another refuses is refused by all.
+
+    Raises:
+        ConfigError: names the field and what it may be.
+    """
+    if not _SERVICE.fullmatch(instance.service):
+        raise ConfigError(f"Service name {instance.service!r}: use letters, digits, '.', '_' and '-'.")
+    where = f"Instance {instance.id!r} of {instance.service}"
+    if not _ID.fullmatch(instance.id):
+        raise ConfigError(f"{where}: the id may not be empty or contain spaces or any of / ? # %.")
+    if not instance.address:
+        raise ConfigError(f"{where}: it needs the address that clients dial, host:port.")
+    if not 1 <= instance.weight <= 100:
+        raise ConfigError(f"{where}: weight {instance.weight} is not between 1 and 100.")
+    for key, value in instance.metadata.items():
+        if key in _OWN_KEYS:
+            raise ConfigError(f"{where}: metadata {key!r} is reserved; version, zone, weight and protocol are fields.")
+        if not _KEY.fullmatch(key) or len(value) > 512:
+            raise ConfigError(
+                f"{where}: metadata {key!r}: a key is at most 128 letters, digits, '_' or '-', a value 512 characters."
+            )
+    return instance
 
 
 Snapshot: TypeAlias = Mapping[str, Instance]
@@ -77,7 +111,8 @@ class Registry(Protocol):
         """Make an instance known, healthy, and keep it so.
 
         Raises:
-            ConfigError: the registry cannot be reached, or refuses; the message says which and what to do.
+            ConfigError: the instance is not valid, or the registry cannot be reached, or it refuses; the message says
+                which and what to do.
         """
 
     def watch(self, service: str) -> Watch:
@@ -91,4 +126,4 @@ class Registry(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Release connections and threads. Leases and watches are closed before."""
+        """Release connections and threads; a lease or watch that is still open is closed first."""
