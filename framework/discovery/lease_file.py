@@ -1,0 +1,217 @@
+"""The file of the local registry: a row per instance, with the moment when its lease ends.
+
+Its process moves that moment on once a second. Readers leave out rows whose lease has ended and writers delete them,
+so a process that is killed vanishes by itself.
+
+The moment is on the machine's monotonic clock, which all processes share. Setting the wall clock changes nothing, and
+while the machine sleeps the clock stands still, so no lease ends. It begins anew at every boot: rows carry the id of
+the boot they belong to, and a lease that ends later than a new one could is not believed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+
+from framework.discovery import Instance, Snapshot
+
+log = logging.getLogger("framework.discovery")
+
+BUSY = 1.0  # seconds to wait for another process that is writing
+FIELDS = tuple(field.name for field in fields(Instance))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """An instance, and who registered it: a later registration of the same id has another owner."""
+
+    instance: Instance
+    owner: str
+
+
+class LeaseFile:
+    """The rows, in SQL. One thread uses it; every method may raise sqlite3.Error or OSError.
+
+    Other processes may be killed at any moment and the file may be deleted, so `open` comes before every use. WAL, so
+    that nobody who reads waits for one who writes.
+
+    Args:
+        path: the file.
+        ttl: seconds that a lease lasts.
+        now: the clock of leases, in seconds.
+    """
+
+    APPLICATION = 0x6672616D  # "fram": tells our file from any other database
+    FORMAT = 1
+    TABLE = "instance (id TEXT PRIMARY KEY, service TEXT, data TEXT, owner TEXT, boot TEXT, ends REAL, ttl REAL)"
+    LIVING = "boot = :boot AND ends > :now AND ends < :now + ttl + 1"  # + 1: `now` was read before the row was
+
+    def __init__(self, path: Path, ttl: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self.ttl = ttl
+        self.now = now
+        self.opened = 0  # how many times: what was written before may be lost when it grows
+        self._boot = _boot_id()
+        self._open: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._version = -1
+        self._decoded: dict[str, Instance] = {}
+
+    def open(self) -> None:
+        """Open the file, unless it is open and still the one in its directory; make it when it is missing."""
+        if self._open is not None:
+            if self._identity == _identity(self.path):
+                return
+            log.warning("%s was deleted or replaced; opening it again", self)
+            self.close()
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644))
+        self._identity = _identity(self.path)
+        self._open = self._connect()
+        if self._identity is None or self._identity != _identity(self.path):
+            self.close()
+            raise OSError("it was replaced while it was being opened")
+        self._version = -1
+        self.opened += 1
+
+    def close(self) -> None:
+        """Close the file; `open` opens it again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def put(self, row: Row) -> None:
+        """Write a row, whoever had its id."""
+        data = json.dumps({name: getattr(row.instance, name) for name in FIELDS}, default=dict)
+        self._db.execute(
+            "INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (row.instance.id, row.instance.service, data, row.owner, self._boot, self.now() + self.ttl, self.ttl),
+        )
+
+    def delete(self, row: Row) -> None:
+        """Delete a row, unless its id is somebody else's by now."""
+        self._db.execute("DELETE FROM instance WHERE id = ? AND owner = ?", (row.instance.id, row.owner))
+
+    def beat(self, rows: Iterable[Row]) -> list[Row]:
+        """Prolong leases, write again what is lost, delete what ended; says which rows are somebody else's by now."""
+        taken = []
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            now = self.now()
+            self._db.execute(f"DELETE FROM instance WHERE NOT ({self.LIVING})", {"boot": self._boot, "now": now})
+            for row in rows:
+                id = row.instance.id
+                prolong = "UPDATE instance SET ends = ? WHERE id = ? AND owner = ?"
+                if self._db.execute(prolong, (now + self.ttl, id, row.owner)).rowcount:
+                    continue
+                if self._db.execute("SELECT 1 FROM instance WHERE id = ?", (id,)).fetchone():
+                    taken.append(row)
+                else:
+                    log.warning("%s had vanished from %s; registering it again", id, self)
+                    self.put(row)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.rollback()
+            raise
+        return taken
+
+    def changed(self) -> bool:
+        """Whether anybody else has written since this was asked last; costs a few microseconds."""
+        before, self._version = self._version, self._db.execute("PRAGMA data_version").fetchone()[0]
+        return self._version != before
+
+    def living(self, service: str) -> tuple[dict[str, Instance], float]:
+        """The instances of a service, and the moment when the first of their leases ends."""
+        rows = self._select("AND service = :service", service)
+        return {one.id: one for one, _ in rows}, min((ends_at for _, ends_at in rows), default=math.inf)
+
+    def services(self) -> dict[str, Snapshot]:
+        """Every service with its instances."""
+        found: dict[str, dict[str, Instance]] = {}
+        for one, _ in self._select("ORDER BY service"):
+            found.setdefault(one.service, {})[one.id] = one
+        return {service: MappingProxyType(instances) for service, instances in found.items()}
+
+    def __str__(self) -> str:
+        return f"sqlite:///{self.path.as_posix()}"
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._open is not None
+        return self._open
+
+    def _select(self, more: str, service: str = "") -> list[tuple[Instance, float]]:
+        values = {"boot": self._boot, "now": self.now(), "service": service}
+        rows = self._db.execute(f"SELECT data, ends FROM instance WHERE {self.LIVING} {more}", values)
+        return [(self._decode(data), ends_at) for data, ends_at in rows]
+
+    def _decode(self, data: str) -> Instance:
+        """The instance in a row: the same object while the row says the same, so snapshots are cheap to compare."""
+        instance = self._decoded.get(data)
+        if instance is None:
+            values = {name: value for name, value in json.loads(data).items() if name in FIELDS}
+            values |= {"tags": tuple(values["tags"]), "metadata": MappingProxyType(values["metadata"])}
+            if len(self._decoded) > 20_000:
+                self._decoded.clear()
+            instance = self._decoded[data] = Instance(**values)
+        return instance
+
+    def _connect(self) -> sqlite3.Connection:
+        give_up_at = time.monotonic() + BUSY
+        while True:
+            db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
+            try:
+                self._prepare(db)
+                return db
+            except sqlite3.Error as error:
+                db.close()
+                # Processes that switch a new file to WAL at the same moment are not made to wait for each other.
+                busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > give_up_at:
+                    raise
+            time.sleep(0.01)
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if not tables and not application:
+            db.execute(f"CREATE TABLE {self.TABLE}")
+            db.execute(f"PRAGMA application_id = {self.APPLICATION}")
+            db.execute(f"PRAGMA user_version = {self.FORMAT}")
+        elif application != self.APPLICATION:
+            raise sqlite3.DatabaseError("it is a database of something else")
+        elif version != self.FORMAT:
+            raise sqlite3.DatabaseError(f"another version of the framework made it, in its format {version}")
+        db.execute("COMMIT")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, for the end of a message."""
+    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux: not believing leases that end too late has to do
+        return ""

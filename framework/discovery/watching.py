@@ -1,0 +1,130 @@
+"""What the watches of all registries share: which answer to believe, and how a reader is handed the newest.
+
+Reading order: LastGood (pure: decides), PushedWatch (asyncio: delivers).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import MappingProxyType
+from typing import Self
+
+from framework.discovery import Snapshot
+
+log = logging.getLogger("framework.discovery")
+
+
+class LastGood:
+    """Which instances to show when a registry may have forgotten some. Pure: it is told the time.
+
+    A registry that restarted, or whose file was deleted, answers with fewer instances than there are until each has
+    registered again. To believe it would close every connection and open them again a second later.
+
+        state   answer                     becomes   shown
+        TRUST   any                        TRUST     the answer
+        TRUST   doubtful, lacks some       HOLD      the answer and those it lacks
+        HOLD    lacks none of those        TRUST     the answer
+        HOLD    lacks some                 HOLD      the answer and those it lacks
+        HOLD    doubtful, lacks some       HOLD      the same, and the time begins again
+        HOLD    confirmed                  TRUST     the answer
+
+    Args:
+        hold: seconds before a confirmed answer is asked for.
+    """
+
+    def __init__(self, hold: float) -> None:
+        self.hold = hold
+        self.shown: Snapshot | None = None
+        self.until: float | None = None  # None is TRUST
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to ask for an answer that is believed whatever it says."""
+        return self.until is not None and now >= self.until
+
+    def accept(self, answer: Snapshot, now: float, *, doubtful: bool = False, confirmed: bool = False) -> Snapshot:
+        """What to show after this answer."""
+        missing = {} if confirmed else {key: one for key, one in (self.shown or {}).items() if key not in answer}
+        if not missing or (self.until is None and not doubtful):
+            self.until = None
+            self.shown = answer
+        else:
+            if self.until is None or doubtful:
+                self.until = now + self.hold
+            self.shown = {**answer, **missing}
+        return self.shown
+
+
+class PushedWatch:
+    """A watch that its registry pushes into. Only the newest snapshot waits for the reader.
+
+    A subclass says in `_start` how looking begins and in `_stop` how it ends, and calls `show` and `trouble` on the
+    loop of the reader. A cancelled `__anext__` loses nothing: a snapshot is taken out without waiting.
+
+    Args:
+        service: the name that is watched.
+        registry: what messages call the registry.
+        siblings: the open watches of the registry, which closes them when it closes.
+    """
+
+    def __init__(self, service: str, registry: str, siblings: set[PushedWatch]) -> None:
+        self.service = service
+        self.registry = registry
+        self.problem = ""
+        self._siblings = siblings
+        self._newest: Snapshot | None = None
+        self._given: Snapshot | None = None
+        self._changed = asyncio.Event()
+        self._started = False
+        self._closed = False
+        siblings.add(self)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """The registry answered, and this is who is there."""
+        if self.problem:
+            log.info("%s answers again about %s", self.registry, self.service)
+            self.problem = ""
+        self._newest = snapshot
+        self._changed.set()
+
+    def trouble(self, reason: str) -> None:
+        """The registry does not answer; what was shown last stays."""
+        if not self.problem:
+            kept = f"keeping the last {len(self._newest)} instance(s)" if self._newest is not None else "none known yet"
+            log.warning("%s: %s; %s of %s", self.registry, reason, kept, self.service)
+        self.problem = reason
+
+    def _start(self) -> None:
+        """Begin to look; called once, by the first `__anext__`."""
+
+    async def _stop(self) -> None:
+        """Stop looking; called once, and only after `_start`."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Snapshot:
+        if not self._started and not self._closed:
+            self._started = True
+            self._start()
+        while not self._closed:
+            if self._newest is not None and self._newest != self._given:
+                self._given = self._newest
+                return MappingProxyType(dict(self._given))
+            self._changed.clear()
+            await self._changed.wait()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop watching; a reader that waits sees the end."""
+        if self._closed:
+            return
+        self._closed = True
+        self._changed.set()
+        self._siblings.discard(self)
+        if self._started:
+            await self._stop()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self.problem or "well"
+        return f"<{type(self).__name__} {self.service} at {self.registry}: {state}>"
