@@ -185,7 +185,7 @@ class ClientSettings(_Table):
     connect_timeout: float = _setting(2.0, duration)
     max_message: int = _setting(4 << 20, _integer(1024, 2**31 - 1))
     methods: Mapping[str, MethodSettings] = field(
-        default=MappingProxyType({}),
+        default_factory=lambda: MappingProxyType({}),
         metadata={"parse": lambda value, where: {n: MethodSettings.parse(t, f"{where}.{n}") for n, t in value.items()}},
     )
 

@@ -50,7 +50,7 @@ def _resolve(packed: any_pb2.Any) -> Message:
     kind: Any = _known.get(name)
     try:
         if kind is None:
-            kind = _symbols.GetSymbol(name)  # type: ignore[no-untyped-call]  # of google.protobuf
+            kind = _symbols.GetSymbol(name)
         message: Message = kind.FromString(packed.value)
     except (KeyError, DecodeError):
         return packed

@@ -27,14 +27,16 @@ FAILURES = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_L
 class Transport(Protocol):
     """The way to one instance: grpc.aio, or memory in tests."""
 
-    ready: bool
-    """A call given to it now leaves at once."""
-
-    failed: bool
-    """The last attempt to connect failed, and the next is not due yet."""
-
     changed: Callable[[], None]
     """Called after `ready` or `failed` has changed; whoever owns the transport sets it."""
+
+    @property
+    def ready(self) -> bool:
+        """A call given to it now leaves at once."""
+
+    @property
+    def failed(self) -> bool:
+        """The last attempt to connect failed, and the next is not due yet."""
 
     def bind(self, method: Method[object, object]) -> Handler:
         """The handler of a method over this transport."""

@@ -1,0 +1,466 @@
+"""The wire of the network in memory: a client's call becomes a task that serves it.
+
+As on a real wire, messages are encoded and decoded, the two sides have contexts of their own, the deadline is enforced,
+and each side ends at once when the other gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
+from framework.codec import decoder, encoder
+from framework.details import pack, unpack
+from framework.errors import Cancelled, DeadlineExceeded, RpcError, Unavailable, Unimplemented, error_for
+from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.server.context import ServerCall
+from framework.server.pipeline import Bound, Broken
+
+if TYPE_CHECKING:
+    from framework.testing.network import Hosted
+
+PEER = "memory:client"
+WINDOW = 16
+"""Messages that a stream holds before its writer waits."""
+
+
+class Pipe:
+    """One direction of a stream: a bounded queue that can end, or break."""
+
+    __slots__ = ("_broken", "_ended", "_items", "_reader", "_writer")
+
+    def __init__(self) -> None:
+        self._items: deque[bytes] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._ended = False
+        self._broken = False
+
+    async def write(self, item: bytes) -> None:
+        """Raises Broken when nobody reads any more."""
+        while len(self._items) >= WINDOW and not self._broken:
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
+        if self._broken:
+            raise Broken
+        self._items.append(item)
+        _wake(self._reader)
+
+    async def read(self) -> bytes | None:
+        """The next message, or None at the end. Raises Broken when the writer has gone without one."""
+        while not self._items:
+            if self._broken:
+                raise Broken
+            if self._ended:
+                return None
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        item = self._items.popleft()
+        _wake(self._writer)
+        return item
+
+    def end(self) -> None:
+        """No more messages."""
+        self._ended = True
+        _wake(self._reader)
+
+    def break_off(self) -> None:
+        """One side has gone."""
+        self._broken = True
+        _wake(self._reader)
+        _wake(self._writer)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+class MemoryWire:
+    """The server's side of one call."""
+
+    __slots__ = ("header", "header_sent")
+
+    def __init__(self, header_sent: asyncio.Future[Metadata] | None) -> None:
+        self.header_sent = header_sent
+
+    async def send_header(self, metadata: Metadata) -> None:
+        self.send_header_now(metadata)
+
+    def send_header_now(self, metadata: Metadata) -> None:
+        if self.header_sent is not None and not self.header_sent.done():
+            self.header_sent.set_result(metadata)
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return {}
+
+    def set_compression(self, compression: Any) -> None:
+        pass
+
+    def disable_next_message_compression(self) -> None:
+        pass
+
+
+class MemoryTransport:
+    """The way to a service hosted in this process."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        self._hosted = hosted
+        self.changed: Callable[[], None] = lambda: None
+        hosted.transports.add(self)
+
+    @property
+    def ready(self) -> bool:
+        return self._hosted.reachable and self._hosted.started
+
+    @property
+    def failed(self) -> bool:
+        return not self._hosted.reachable
+
+    def connect(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        self._hosted.transports.discard(self)
+
+    def bind(self, method: Method[Any, Any]) -> Handler:
+        encode = method.encode or encoder(method.request, method.full_name)
+        decode = method.decode or decoder(method.reply, method.full_name)
+
+        def open_call(call: Call) -> tuple[Bound, ServerCall]:
+            hosted = self._hosted
+            if hosted.error is not None:
+                raise hosted.error
+            if not hosted.reachable:
+                raise Unavailable(
+                    f"the connection to {hosted.name} is gone",
+                    sent=False,
+                    method=method.full_name,
+                    attempts=call.attempt,
+                )
+            bound = hosted.pipeline.find(method.path)
+            if bound is None:
+                raise Unimplemented("Method not found!", remote=True, method=method.full_name, attempts=call.attempt)
+            call.peer = hosted.name
+            serving = ServerCall(
+                bound.method,
+                None,
+                call.metadata,
+                deadline=call.deadline,
+                request_id=str(call.get(REQUEST_ID) or ""),
+                peer=PEER,
+            )
+            return bound, serving
+
+        async def unary(call: Call) -> Reply:
+            bound, serving = open_call(call)
+            serving.wire = MemoryWire(None)
+            feed, raw = _request(call, serving, bound, encode)
+            exchange = Exchange(call, serving, self._hosted.pipeline.answer(bound, serving, raw), feed)
+            try:
+                reply = await exchange.finished()
+            finally:
+                exchange.close()
+            call.header, call.trailer = serving.header, serving.trailer
+            return decode(reply)
+
+        async def stream(call: Call) -> Reply:
+            bound, serving = open_call(call)
+            header: asyncio.Future[Metadata] = asyncio.get_running_loop().create_future()
+            wire = serving.wire = MemoryWire(header)
+            feed, raw = _request(call, serving, bound, encode)
+            pipe = Pipe()
+
+            async def write(reply: bytes) -> None:
+                serving.header_sent = True
+                wire.send_header_now(serving.header)
+                await pipe.write(reply)
+
+            exchange = Exchange(
+                call, serving, self._hosted.pipeline.stream(bound, serving, raw, write), feed, pipe, call.idle
+            )
+            replies = Replies(call, exchange, pipe, decode)
+            exchange.task.add_done_callback(lambda task: wire.send_header_now(serving.header))
+            try:
+                await exchange.waiting(header)
+                if exchange.task.done():
+                    exchange.raise_failure()
+            except BaseException as error:
+                raise replies.fail(error) from None
+            call.header = serving.header
+            return replies
+
+        return stream if method.server_streaming else unary
+
+
+def _request(
+    call: Call, serving: ServerCall, bound: Bound, encode: Callable[[Any], bytes]
+) -> tuple[Feed | None, bytes | None]:
+    if not call.method.client_streaming:
+        return None, encode(call.request)
+    pipe = Pipe()
+    serving.request = Requests(serving, pipe, bound.decode)
+    return Feed(call.request, pipe, encode), None
+
+
+class Exchange:
+    """One call between a client and the task that serves it: whoever ends first, the other is told."""
+
+    __slots__ = (
+        "_call",
+        "_feed",
+        "_idle",
+        "_late",
+        "_loop",
+        "_pipe",
+        "_serving",
+        "_since",
+        "_timer",
+        "_waiter",
+        "task",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        serving: ServerCall,
+        work: Any,
+        feed: Feed | None,
+        pipe: Pipe | None = None,
+        idle: float | None = None,
+    ) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        self._call = call
+        self._serving = serving
+        self._feed = feed
+        self._pipe = pipe
+        self._idle = idle
+        self._late: DeadlineExceeded | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        # A context of its own, or the server's context variables would be the client's.
+        self.task: asyncio.Task[Any] = loop.create_task(work, context=contextvars.Context())
+        self.task.add_done_callback(self._served)
+        self._timer = None if call.deadline is None else loop.call_at(call.deadline, self._expire)
+        if feed is not None:
+            feed.failed = self._interrupt
+
+    def _served(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            task.exception()
+        if self._pipe is not None:
+            self._pipe.end()
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        _wake(self._waiter)
+
+    def _expire(self) -> None:
+        call = self._call
+        self._late = DeadlineExceeded(
+            f"no answer from {call.peer} before the deadline", method=call.method.full_name, attempts=call.attempt
+        )
+        self._late.inherited = call.inherited
+        self.task.cancel()
+        self._interrupt()
+
+    async def finished(self) -> bytes:
+        """The reply. Raises what the call failed with."""
+        while not self.task.done():
+            await self._wait()
+            if self._late is not None or (self._feed is not None and self._feed.error is not None):
+                break
+        self.raise_failure()
+        reply: bytes = self.task.result()
+        return reply
+
+    async def waiting(self, future: Awaitable[Any]) -> None:
+        """Wait for a future of the server's, or for the call to end."""
+        future = asyncio.ensure_future(future)
+        future.add_done_callback(lambda done: self._interrupt())
+        while not future.done() and self._late is None and (self._feed is None or self._feed.error is None):
+            await self._wait()
+        self.raise_failure(only_local=not self.task.done())
+
+    async def read(self, pipe: Pipe) -> bytes | None:
+        """The next reply, None at the end. Raises what the call failed with."""
+        timer = None if self._idle is None else self._loop.call_later(self._idle, self._silent)
+        try:
+            raw = await pipe.read()
+        except Broken:
+            raw = None
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if raw is None:
+            self.raise_failure()
+        return raw
+
+    def _silent(self) -> None:
+        self._late = DeadlineExceeded(
+            f"no message for {self._idle:g} s; `idle` in the client's settings says how long a stream may be silent",
+            method=self._call.method.full_name,
+            attempts=self._call.attempt,
+        )
+        self.task.cancel()
+        if self._pipe is not None:
+            self._pipe.break_off()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def raise_failure(self, *, only_local: bool = False) -> None:
+        """Raise what the call has failed with by now, as it would arrive over a network."""
+        if self._feed is not None and self._feed.error is not None:
+            raise self._feed.error
+        if self._late is not None:
+            raise self._late
+        if only_local or not self.task.done():
+            return
+        if self.task.cancelled():
+            raise Cancelled("the call was cancelled in this process", method=self._call.method.full_name)
+        error = self.task.exception()
+        if isinstance(error, RpcError):
+            raise _received(error, self._call, self._serving)
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """The client's side is done: stop the timer, the feed, and the handler if it still works."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._feed is not None:
+            self._feed.stop()
+        if self._pipe is not None:
+            self._pipe.break_off()
+        if not self.task.done():
+            self.task.cancel()
+
+
+def _received(error: RpcError, call: Call, serving: ServerCall) -> RpcError:
+    metadata = (*serving.trailer, *error.metadata) if error.metadata is not serving.trailer else serving.trailer
+    call.trailer = metadata
+    return error_for(
+        error.code,
+        error.message,
+        details=unpack(pack(error)) if error.details else (),
+        metadata=metadata,
+        remote=True,
+        method=call.method.full_name,
+        attempts=call.attempt,
+    )
+
+
+class Replies(Stream[Any]):
+    """The replies that a client reads."""
+
+    __slots__ = ("_call", "_decode", "_exchange", "_pipe")
+
+    def __init__(self, call: Call, exchange: Exchange, pipe: Pipe, decode: Callable[[bytes], Any]) -> None:
+        super().__init__()
+        self._call = call
+        self._exchange = exchange
+        self._pipe = pipe
+        self._decode = decode
+
+    async def __anext__(self) -> Any:
+        if self.outcome is not None:
+            raise StopAsyncIteration
+        try:
+            raw = await self._exchange.read(self._pipe)
+            if raw is not None:
+                return self._decode(raw)
+        except BaseException as error:
+            raise self.fail(error) from None
+        self._call.trailer = self._exchange._serving.trailer
+        self._exchange.close()
+        self.end(OK)
+        raise StopAsyncIteration
+
+    def fail(self, error: BaseException) -> BaseException:
+        """End the stream with this exception, which is returned."""
+        self._exchange.close()
+        self.end(ABANDONED if isinstance(error, asyncio.CancelledError) else Outcome.of(error))
+        return error
+
+    def cancel(self, reason: BaseException | None = None) -> None:
+        if self.outcome is None:
+            self._exchange.close()
+            self.end(ABANDONED if reason is None else Outcome.of(reason))
+
+
+class Requests(Stream[Any]):
+    """The requests that a servicer reads."""
+
+    __slots__ = ("_call", "_decode", "_pipe")
+
+    def __init__(self, call: ServerCall, pipe: Pipe, decode: Callable[[bytes], Any]) -> None:
+        super().__init__()
+        self._call = call
+        self._pipe = pipe
+        self._decode = decode
+
+    async def __anext__(self) -> Any:
+        if self.outcome is not None:
+            raise StopAsyncIteration
+        raw = await self._pipe.read()
+        if raw is not None:
+            return self._decode(raw)
+        if self._call.remaining() == 0.0:
+            raise Broken
+        if not self._call.header_sent:  # as the real wire does, to learn whether the call is still there
+            self._call.header_sent = True
+            await self._call.wire.send_header(self._call.header)
+        self.end(OK)
+        raise StopAsyncIteration
+
+    def cancel(self, reason: BaseException | None = None) -> None:
+        self.end(ABANDONED if reason is None else Outcome.of(reason))
+
+    def __del__(self) -> None:
+        pass  # not reading to the end is the servicer's right; the call's end ends the upload
+
+
+class Feed:
+    """Reads a user's requests, in the client's context, into a pipe."""
+
+    __slots__ = ("_pipe", "_task", "error", "failed")
+
+    def __init__(self, requests: Any, pipe: Pipe, encode: Callable[[Any], bytes]) -> None:
+        self.error: BaseException | None = None
+        self.failed: Callable[[], None] = lambda: None
+        self._pipe = pipe
+        self._task = asyncio.create_task(self._run(requests, encode))
+
+    async def _run(self, requests: Any, encode: Callable[[Any], bytes]) -> None:
+        try:
+            if hasattr(requests, "__aiter__"):
+                iterator = aiter(requests)
+                try:
+                    async for request in iterator:
+                        await self._pipe.write(encode(request))
+                finally:
+                    if hasattr(iterator, "aclose"):
+                        await iterator.aclose()
+            else:
+                for request in requests:
+                    await self._pipe.write(encode(request))
+            self._pipe.end()
+        except (Broken, asyncio.CancelledError):
+            self._pipe.break_off()
+        except BaseException as error:
+            self.error = error
+            self._pipe.break_off()
+            self.failed()
+
+    def stop(self) -> None:
+        """The call has ended."""
+        if not self._task.done():
+            self._task.cancel()

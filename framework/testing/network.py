@@ -1,0 +1,166 @@
+"""A network in memory: services and clients in one process, without ports, with the channel and server of the real one.
+
+Interceptors, deadlines, balancing, errors, streams and contexts are those of the real thing; only the wire is memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from framework.call import Interceptor
+from framework.client.balancer import BALANCERS
+from framework.client.dropin import Channel
+from framework.client.pool import Pool
+from framework.config import ClientSettings, Settings
+from framework.discovery import Instance, Snapshot
+from framework.discovery.watching import PushedWatch
+from framework.server.pipeline import Pipeline
+from framework.service import Service
+from framework.testing.memory import MemoryTransport
+from framework.testing.scripted import Scripted
+
+
+class Hosted:
+    """One instance on the network.
+
+    Attributes:
+        name: its address, `memory:catalog-1`.
+        started: its lifespan has been entered.
+        error: what its lifespan raised instead; every call to it raises the same.
+        reachable: whether connections to it work.
+    """
+
+    def __init__(self, network: Network, service: Service, number: int) -> None:
+        self.network = network
+        self.service = service
+        self.name = f"memory:{service.name}-{number}"
+        self.started = False
+        self.reachable = True
+        self.error: BaseException | None = None
+        self.pipeline = Pipeline()
+        self.transports: set[MemoryTransport] = set()
+        self._stop = asyncio.Event()
+        self._task = asyncio.create_task(self._host())
+
+    async def _host(self) -> None:
+        try:
+            async with self.service.assembled() as self.pipeline:
+                self._set(started=True)
+                await self._stop.wait()
+        except Exception as error:
+            self.error = error
+            self._set(started=True)
+
+    def _set(self, **changes: bool) -> None:
+        for name, value in changes.items():
+            setattr(self, name, value)
+        for transport in tuple(self.transports):
+            transport.changed()
+
+    def disconnect(self) -> None:
+        """Connections to it fail from now on, and calls in flight end, as when its machine dies."""
+        self._set(reachable=False)
+        for call in tuple(self.pipeline.calls):
+            if call.task is not None:
+                call.task.cancel()
+
+    def reconnect(self) -> None:
+        """Connections to it work again."""
+        self._set(reachable=True)
+
+    async def stop(self) -> None:
+        """Leave the network, and the lifespan of the service."""
+        self.network._remove(self)
+        self._stop.set()
+        await self._task
+
+    def __repr__(self) -> str:
+        return f"<Hosted {self.name}{'' if self.reachable else ' unreachable'}>"
+
+
+class Network:
+    """Services and clients without ports. `async with Network() as network`, or pytest's fixture `network`.
+
+    Args:
+        seed: of the randomness in balancing, so that a test does the same every time.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._hosted: dict[str, Hosted] = {}
+        self._count = 0
+        self._watches: set[PushedWatch] = set()
+        self._channels: list[Channel] = []
+
+    def add(self, service: Service) -> Hosted:
+        """Start an instance of a service; add a second Service of the same name for a second instance."""
+        self._count += 1
+        hosted = Hosted(self, service, self._count)
+        self._hosted[hosted.name] = hosted
+        self._publish(service.name)
+        return hosted
+
+    def script(self, name: str) -> Scripted:
+        """Start a service whose methods do what the test says, call by call."""
+        scripted = Scripted(name)
+        self.add(scripted.service)
+        return scripted
+
+    def connect(
+        self,
+        service: str,
+        *,
+        interceptors: Iterable[Interceptor] = (),
+        settings: ClientSettings | Settings | None = None,
+    ) -> Channel:
+        """A channel to a service of this network, closed with it."""
+        own = settings.client_for(service) if isinstance(settings, Settings) else settings or ClientSettings()
+        rng = random.Random(self._seed)
+        watch = PushedWatch(service, "the network in memory", self._watches)
+        watch.show(self._snapshot(service))
+        pool = Pool(service, watch, self._dial, BALANCERS[own.balancer](rng), where=watch.registry, rng=rng)
+        channel = Channel(pool, own, interceptors)
+        self._channels.append(channel)
+        return channel
+
+    def _dial(self, instance: Instance) -> MemoryTransport:
+        return MemoryTransport(self._hosted[instance.address])
+
+    def _snapshot(self, service: str) -> Snapshot:
+        return {
+            name: Instance(name, service, name)
+            for name, hosted in self._hosted.items()
+            if hosted.service.name == service
+        }
+
+    def _publish(self, service: str) -> None:
+        for watch in self._watches:
+            if watch.service == service:
+                watch.show(self._snapshot(service))
+
+    def _remove(self, hosted: Hosted) -> None:
+        if self._hosted.pop(hosted.name, None) is not None:
+            self._publish(hosted.service.name)
+
+    async def aclose(self) -> None:
+        """Close every channel and leave every lifespan. Raises what a lifespan raised."""
+        for channel in self._channels:
+            await channel.close()
+        hosted = tuple(self._hosted.values())
+        for one in hosted:
+            await one.stop()
+        for one in hosted:
+            if one.error is not None:
+                raise one.error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
