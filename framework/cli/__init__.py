@@ -36,27 +36,43 @@ BROKEN_PIPE = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 no, 2 a mistake in how it was asked."""
-    args = _parser().parse_args(argv)
-    if args.command is None:
-        _parser().print_help(sys.stderr)
-        return 2
+    debug = False
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()  # so that a reader who has left is noticed here
+        parser = _parser()
+        args = parser.parse_args(argv)
+        debug = args.debug
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        return _flushed(args.run(args))
+    except SystemExit as ended:  # argparse has printed help, the version or what is wrong
+        return _flushed(int(ended.code or 0))
     except FrameworkError as error:
-        if args.debug:
+        if debug:
             raise
         print(f"framework: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if args.debug:
+        if debug:
             raise
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends: let it have somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _abandoned()
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed has reached its reader."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _abandoned()
     return code
+
+
+def _abandoned() -> int:
+    """Let the interpreter, which flushes once more when it ends, have somewhere to write; the reader has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 import subprocess
 import sys
@@ -46,11 +45,10 @@ class Compiled:
 
 def include_paths() -> list[Path]:
     """Where proto files are found that nobody needs to copy: google/protobuf, google/api, google/rpc, framework."""
-    tools = importlib.util.find_spec("grpc_tools")  # found, not imported: importing it extends sys.path and meta_path
-    if tools is None or tools.origin is None:
-        raise FrameworkError("protoc is missing. Install it: pip install grpcio-tools")
+    # Found and not imported: importing grpc_tools extends sys.path and sys.meta_path.
+    tools = importlib.metadata.distribution("grpcio-tools").locate_file("grpc_tools/_proto")
     commons = importlib.metadata.distribution("googleapis-common-protos").locate_file("")
-    return [OWN_PROTOS, Path(tools.origin).parent / "_proto", Path(str(commons))]
+    return [OWN_PROTOS, Path(str(tools)), Path(str(commons))]
 
 
 def compile_protos(proto_dir: Path, protos: Sequence[str]) -> Compiled:

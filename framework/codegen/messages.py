@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 IMPORT = re.compile(r"^(?:from (?P<package>[\w.]+) )?import (?P<name>\w+)(?: as (?P<alias>\w+))?$", re.MULTILINE)
+
+UNTYPED = ('# mypy: disable-error-code="import-untyped"',)
+"""For modules that import google.api, google.rpc or google.type, whose distribution does not declare its types."""
 
 
 def header(proto: str) -> str:
@@ -27,6 +31,7 @@ def message_module(file: FileDescriptorProto, text: str, layout: Layout) -> str:
     """
     lines = [
         header(file.name),
+        "# pyright: basic",
         "from google.protobuf import descriptor as _descriptor",
         "from google.protobuf import descriptor_pool as _descriptor_pool",
         "from google.protobuf.internal import builder as _builder",
@@ -50,10 +55,12 @@ def message_stub(file: FileDescriptorProto, text: str, layout: Layout) -> str:
 
     def replace(match: re.Match[str]) -> str:
         package, name, alias = match["package"] or "", match["name"], match["alias"]
-        if proto := layout.proto(package):  # a name that `import public` passes on; stubs want `as` to pass it on
+        if proto := layout.proto(package):  # a name that `import public` passes on; in a stub `as` passes it on
+            if keyword.iskeyword(name):
+                return ""
             return f"from {dotted(*layout.package(file.name, proto))} import {name} as {alias}"
         if proto := layout.proto(dotted(package, name)):
             return import_line(*layout.package(file.name, proto), alias)
         return match[0]
 
-    return IMPORT.sub(replace, text)
+    return "\n".join([header(file.name), *UNTYPED, "# pyright: basic", IMPORT.sub(replace, text)])

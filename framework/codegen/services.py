@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.codegen.compiler import ProtoError
 from framework.codegen.layout import Layout, identifier, import_line
-from framework.codegen.messages import header
+from framework.codegen.messages import UNTYPED, header
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pb2 import (
@@ -39,9 +40,13 @@ def message_types(files: Mapping[str, FileDescriptorProto]) -> Types:
     return types
 
 
-def service_module(file: FileDescriptorProto, types: Types, layout: Layout) -> str:
-    """The whole `_rpc.py` of a proto file."""
-    return _Writer(file, types, layout).module()
+def service_module(file: FileDescriptorProto, types: Types, layout: Layout, proto_dir: Path) -> str:
+    """The whole `_rpc.py` of a proto file.
+
+    Raises:
+        ProtoError: an option of a method has a value that makes no sense.
+    """
+    return _Writer(file, types, layout, proto_dir).module()
 
 
 class _Names:
@@ -65,6 +70,10 @@ class _Names:
             self._imports[package, name] = local
         return local
 
+    def untyped(self) -> bool:
+        """Whether a package is imported that does not declare its types."""
+        return any(package.startswith("google.") and package != "google.protobuf" for package, _ in self._imports)
+
     def lines(self) -> list[str]:
         """The import statements: the standard library, installed packages, the framework, this tree."""
         groups: tuple[list[str], ...] = ([], [], [], [])
@@ -81,7 +90,7 @@ class _Names:
         return [line for group in groups if group for line in ["", *group]]
 
 
-STANDARD = ("abc", "builtins", "collections.abc", "typing")
+STANDARD = ("abc", "builtins", "collections.abc", "operator", "typing")
 
 
 def _wrapped(start: str, names: list[str]) -> list[str]:
@@ -90,8 +99,9 @@ def _wrapped(start: str, names: list[str]) -> list[str]:
 
 
 class _Writer:
-    def __init__(self, file: FileDescriptorProto, types: Types, layout: Layout) -> None:
+    def __init__(self, file: FileDescriptorProto, types: Types, layout: Layout, proto_dir: Path) -> None:
         self.file = file
+        self.path = proto_dir / file.name
         self.types = types
         self.layout = layout
         self.names = _Names({identifier(method.name) for service in file.service for method in service.method})
@@ -111,7 +121,13 @@ class _Writer:
             self.methods(service, index)
             self.servicer(service, index)
             self.client(service, index)
-        start = [header(self.file.name), "", "from __future__ import annotations"]
+        untyped = ("", *UNTYPED, "# pyright: reportMissingTypeStubs=false")
+        start = [
+            header(self.file.name),
+            *(untyped if self.names.untyped() else ()),
+            "",
+            "from __future__ import annotations",
+        ]
         return "\n".join([*start, *self.names.lines(), *self.lines, ""])
 
     def methods(self, service: ServiceDescriptorProto, index: int) -> None:
@@ -162,11 +178,10 @@ class _Writer:
                 self.lines.append("        ...")
         for method in service.method:
             if (name := identifier(method.name)) != method.name:
-                # The server looks methods up by the name that the proto gives them.
+                # The server looks a method up by the name that the proto gives it.
+                getter = self.names.use("operator", "attrgetter")
                 self.lines += ["", ""]
-                self.lines.append(
-                    f'setattr({service.name}Servicer, "{method.name}", property(lambda self: self.{name}))'
-                )
+                self.lines.append(f'setattr({service.name}Servicer, "{method.name}", property({getter}("{name}")))')
 
     def client(self, service: ServiceDescriptorProto, index: int) -> None:
         """`CatalogClient`: a typed method each, over what the channel binds."""
@@ -230,7 +245,7 @@ class _Writer:
         seconds = options.timeout.seconds + options.timeout.nanos / 1e9
         if seconds <= 0:
             line, column = self.comments[path].span[:2]
-            where = f"{self.file.name}:{line + 1}:{column + 1}"
+            where = f"{self.path}:{line + 1}:{column + 1}"
             raise ProtoError(f"{where}: (framework.method).timeout of {method.name} must be positive.")
         return seconds
 

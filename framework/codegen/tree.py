@@ -92,7 +92,7 @@ def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
         _remove(removed)
         _write_manifest(out, manifest, source, entry)
     except OSError as error:
-        raise FrameworkError(f"cannot write to {out}: {error}. Choose another directory with --out.") from error
+        raise FrameworkError(f"cannot write to {out}: {error.strerror}. Choose another with --out.") from error
     return Result(changed, removed, unchanged, warnings=warnings)
 
 
@@ -112,7 +112,7 @@ def render(proto_dir: Path, protos: Sequence[str], *, root: bool) -> tuple[dict[
         texts[str(layout.path(proto, "_pb2.py"))] = message_module(file, compiled.messages[proto], layout)
         texts[str(layout.path(proto, "_pb2.pyi"))] = message_stub(file, compiled.stubs[proto], layout)
         if file.service:
-            texts[str(layout.path(proto, "_rpc.py"))] = service_module(file, types, layout)
+            texts[str(layout.path(proto, "_rpc.py"))] = service_module(file, types, layout, proto_dir)
     return texts, compiled.warnings
 
 
@@ -147,11 +147,11 @@ def _tools() -> dict[str, str]:
     own = hashlib.blake2b(digest_size=16)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         own.update(path.read_bytes())
-    return {
-        "framework": own.hexdigest(),
-        "grpcio-tools": importlib.metadata.version("grpcio-tools"),
-        "mypy-protobuf": importlib.metadata.version("mypy-protobuf"),
-    }
+    try:
+        versions = {name: importlib.metadata.version(name) for name in ("grpcio-tools", "mypy-protobuf")}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise FrameworkError(f"{error.name} is missing. Install it: pip install {error.name}") from None
+    return {"framework": own.hexdigest(), **versions}
 
 
 def _digest_of(content: bytes) -> str:
