@@ -1,18 +1,13 @@
 """Consul: the registry for more than one machine. Talks to the local agent, through py-consul.
 
-    Service   ID, Name, Address, Port, Tags, Weights
-    Meta      version, zone, weight, protocol; the instance's own metadata; lease, which tells two owners of an id apart
-    Check     gRPC health, which the agent asks for; or a TTL that this process renews, for what serves no gRPC health
-
-An instance is registered as passing: its server listens and serves before it registers, and to wait for the agent's
-first look would cost up to an interval. When the agent has forgotten it (a restart), it is registered again.
+A lease asks the agent every second whether it still knows the instance, and registers it again if it does not.
 
 A watch is a chain of blocking queries. What they get wrong, and what is done: an index that goes backwards or is
 missing starts again at 0; answers that come without waiting are asked for more and more slowly; an agent that is away
 leaves the last answer in place; an answer that lacks instances after that, or has none any more, is believed once the
 servers confirm it (see `LastGood`).
 
-Reading order: ConsulRegistry, ConsulLease, ConsulWatch, then Consul's JSON and errors in our terms.
+Reading order: `consul_terms` (settings, JSON), ConsulRegistry, ConsulLease, ConsulWatch, _Agent (py-consul's edge).
 """
 
 from __future__ import annotations
@@ -24,10 +19,8 @@ import random
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeVar, get_args
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, TypeVar
 
 import aiohttp
 import consul.aio
@@ -36,123 +29,37 @@ import consul.callback
 import consul.exceptions
 
 from framework.discovery import Instance, Snapshot, validate
+from framework.discovery.consul_terms import ConsulSettings, instances, registration
 from framework.discovery.watching import LastGood, PushedWatch
 from framework.errors import ConfigError
 
 log = logging.getLogger("framework.discovery")
 
 T = TypeVar("T")
-Kind = Literal["grpc", "grpc-tls", "ttl"]
 
 ANSWER = 2.0  # seconds in which an agent answers what needs no waiting
-PATIENCE = 5.0  # seconds in which an agent must take a registration
+PATIENCE = 5.0  # seconds in which it must take a registration
 WAIT = 30.0  # seconds that a blocking query lasts; Consul adds up to a sixteenth
 FLOOR = 0.05  # seconds between queries: doubled, up to the next, while they return nothing new and do not wait
-SLOW = 1.0  # seconds: the longest pause between queries, or tries
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """How Consul finds out that an instance is healthy.
-
-    Attributes:
-        kind: `grpc`: the agent asks grpc.health.v1 at the instance's address; `grpc-tls`: over TLS, trusting what its
-            own configuration trusts; `ttl`: this process tells the agent.
-        interval: seconds between two questions; or between two signs of life, of which two may be missed.
-        timeout: seconds in which the instance must answer a question.
-        deregister_after: seconds after which an instance that stays critical is forgotten; Consul's least is 60.
-        host: what the agent dials, when that is not what clients dial.
-    """
-
-    kind: Kind = "grpc"
-    interval: float = 2.0
-    timeout: float = 2.0
-    deregister_after: float = 60.0
-    host: str = ""
-
-    def definition(self, host: str, port: int) -> dict[str, Any]:
-        """The check in Consul's JSON; py-consul's helpers have keys that some versions refuse, and lack others."""
-        common = {"Status": "passing", "DeregisterCriticalServiceAfter": f"{self.deregister_after:g}s"}
-        if self.kind == "ttl":
-            return common | {"TTL": f"{3 * self.interval:g}s"}
-        asked = {"GRPC": _join(self.host or host, port), "GRPCUseTLS": self.kind == "grpc-tls"}
-        return common | asked | {"Interval": f"{self.interval:g}s", "Timeout": f"{self.timeout:g}s"}
+SLOW = 1.0  # seconds: the longest pause between two queries, or two tries
 
 
 class ConsulRegistry:
     """Instances in Consul, by way of one agent.
 
     Args:
-        host, port: the agent's HTTP address.
+        settings: which agent, and how to talk to it.
         token: ACL token; None takes CONSUL_HTTP_TOKEN from the environment. Only ever sent as a header.
-        tls: what to trust and to present when the agent speaks HTTPS; None is plain HTTP.
-        datacenter: where to look for services; empty is the agent's own. One always registers with the agent.
-        check: how Consul finds out that an instance is healthy.
-        hold: seconds for which instances that Consul may have forgotten are kept before its servers are asked to
-            confirm; longer than it takes them to register again.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be used.
     """
 
-    def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 8500,
-        *,
-        token: str | None = None,
-        tls: ssl.SSLContext | None = None,
-        datacenter: str = "",
-        check: Check | None = None,
-        hold: float = 3.0,
-    ) -> None:
-        self.check = check or Check()
-        self.hold = hold
-        self.url = f"{'https' if tls else 'http'}://{_join(host, port)}"
-        self._name = f"consul://{_join(host, port)}" + (f"?dc={datacenter}" if datacenter else "")
-        self._options = {"host": f"[{host}]" if ":" in host else host, "port": port, "dc": datacenter or None}
-        self._token = token
-        self._tls = tls
-        self._opened: _Client | None = None
+    def __init__(self, settings: ConsulSettings | None = None, *, token: str | None = None) -> None:
+        self.settings = settings or ConsulSettings()
+        self._agent = _Agent(self.settings, token)
         self._leases: set[ConsulLease] = set()
         self._watches: set[PushedWatch] = set()
-
-    @classmethod
-    def at(cls, url: str, *, token: str | None = None) -> Self:
-        """The registry at `consul://host:8500?...`; port 8500 may be left out. After the `?`, joined by `&`:
-
-            dc=NAME                   look for services in this datacenter
-            tls=true                  the agent speaks HTTPS; implied by the next four
-            ca=FILE                   what signed its certificate, when the system does not know it
-            cert=FILE, key=FILE       what to present to it
-            verify=false              do not check its certificate
-            check=grpc|grpc-tls|ttl   how instances are checked; see `Check`
-            interval=SECONDS          how often
-
-        Raises:
-            ConfigError: an unknown word, a value that cannot be, a file that cannot be read.
-        """
-        parts = urlsplit(url)
-        words = dict(parse_qsl(parts.query, keep_blank_values=True))
-        unknown = words.keys() - {"dc", "tls", "ca", "cert", "key", "verify", "check", "interval"}
-        if unknown:
-            raise ConfigError(
-                f"{url!r}: {min(unknown)!r} is not one of dc, tls, ca, cert, key, verify, check, interval."
-            )
-        kind = words.get("check", "grpc")
-        if kind not in get_args(Kind):
-            raise ConfigError(f"{url!r}: check is one of {', '.join(get_args(Kind))}.")
-        try:
-            interval = float(words.get("interval", Check().interval))
-            if not 0.1 <= interval <= 3600:
-                raise ValueError
-        except ValueError:
-            raise ConfigError(f"{url!r}: interval is a number of seconds between 0.1 and 3600.") from None
-        return cls(
-            parts.hostname or "127.0.0.1",
-            parts.port or 8500,
-            token=token,
-            tls=_tls(url, words),
-            datacenter=words.get("dc", ""),
-            check=Check(kind, interval),
-        )
 
     async def register(self, instance: Instance) -> ConsulLease:
         """Make an instance known to the agent and keep it so; whoever had its id before has lost it.
@@ -160,7 +67,8 @@ class ConsulRegistry:
         Raises:
             ConfigError: the instance is not valid or has no host:port; the agent refuses, or does not answer in 5 s.
         """
-        lease = ConsulLease(validate(instance), self)
+        owner = secrets.token_hex(8)
+        lease = ConsulLease(registration(validate(instance), self.settings.check, owner), self)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + PATIENCE
         try:
@@ -176,6 +84,7 @@ class ConsulRegistry:
             await lease.close()  # it may have reached the agent
             raise
         lease.keep()
+        self._leases.add(lease)
         return lease
 
     def watch(self, service: str) -> ConsulWatch:
@@ -186,128 +95,64 @@ class ConsulRegistry:
         """Every service but Consul itself, with its passing instances.
 
         Raises:
-            ConfigError: the agent does not answer or refuses.
+            ConfigError: the agent does not answer, or refuses.
         """
-        few = asyncio.Semaphore(16)
-
-        async def healthy(service: str) -> Snapshot:
-            async with few:
-                _, entries = await self.health(service)
-                return MappingProxyType(_instances(entries, service))
-
+        found: dict[str, Snapshot] = {}
         try:
-            _, names = await self.ask(lambda client: client.catalog.services())
-            names = sorted(set(names) - {"consul"})
-            return dict(zip(names, await asyncio.gather(*map(healthy, names)), strict=True))
+            for service in await self._agent.services():
+                _, answer = await self._agent.health(service)
+                found[service] = MappingProxyType(answer)
         except _Trouble as trouble:
             raise self._advice(trouble, "list services", "service:read and node:read") from trouble
+        return found
 
     async def aclose(self) -> None:
         """End watches, deregister what is still registered, and close the connections."""
         for watch in tuple(self._watches):
             await watch.aclose()
         await asyncio.gather(*(lease.close() for lease in tuple(self._leases)))
-        if self._opened is not None:
-            await self._opened.close()
-            self._opened = None
+        await self._agent.close()
 
     def __str__(self) -> str:
-        return self._name
+        return str(self.settings)
 
     def __repr__(self) -> str:
         return f"<ConsulRegistry {self}>"
 
-    async def ask(self, question: Callable[[Any], Awaitable[T]], timeout: float = ANSWER) -> T:
-        """Put one question to the agent: the one place where foreign exceptions become ours.
-
-        Raises:
-            _Trouble: there is no answer within `timeout` seconds, or it is a refusal.
-        """
-        if self._opened is None:
-            self._opened = _Client(**self._options, tls=self._tls)
-            if self._token is not None:  # py-consul lets the environment win over an explicit one
-                self._opened.token = self._token
-        try:
-            async with asyncio.timeout(timeout):
-                return await question(self._opened)
-        except TimeoutError:
-            raise _Trouble(f"no answer in {timeout:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise _Trouble(_cause(error)) from error
-        except consul.exceptions.ACLPermissionDenied as error:
-            raise _Trouble(f"403 {_line(error)}", final=True, denied=True) from error
-        except (consul.exceptions.BadRequest, consul.exceptions.ClientError) as error:
-            raise _Trouble(_line(error), final=True) from error
-        except (consul.exceptions.ConsulException, ValueError) as error:
-            raise _Trouble(_line(error)) from error
-
-    async def health(
-        self, service: str, index: int = 0, wait: float = 0.0, *, consistent: bool = False
-    ) -> tuple[int, list[Any]]:
-        """The index and the passing entries of a service; with an index, once it is passed or after `wait` seconds."""
-        # py-consul's own health.service has no consistency and fails without an index.
-        params = [("passing", "1")]
-        if self._options["dc"]:
-            params.append(("dc", self._options["dc"]))
-        if consistent:
-            params.append(("consistent", "1"))
-        if index:
-            params += [("index", str(index)), ("wait", f"{max(1, round(wait * 1000))}ms")]
-        path = f"/v1/health/service/{service}"
-        timeout = ANSWER + wait * 17 / 16 if index else ANSWER
-        return await self.ask(
-            lambda client: client.http.get(
-                _indexed, path, params=params, headers=client.prepare_headers(), connections_timeout=timeout + 1
-            ),
-            timeout,
-        )
-
     def _advice(self, trouble: _Trouble, doing: str, permission: str) -> ConfigError:
+        where = f"Consul at {self.settings.url}"
         if trouble.denied:
-            return ConfigError(f"Consul at {self.url} refuses to {doing}: the token lacks {permission} ({trouble}).")
+            return ConfigError(f"{where} refuses to {doing}: the token lacks {permission} ({trouble}).")
         if trouble.final:
-            return ConfigError(f"Consul at {self.url} refuses to {doing}: {trouble}.")
+            return ConfigError(f"{where} refuses to {doing}: {trouble}.")
         return ConfigError(
-            f"Consul at {self.url} does not answer ({trouble}). Start it, or choose another registry with --registry "
-            "or FRAMEWORK_REGISTRY."
+            f"{where} does not answer ({trouble}). Start it, or choose another registry with --registry or "
+            "FRAMEWORK_REGISTRY."
         )
 
 
 class ConsulLease:
-    """See `Lease`. Asks the agent every second or less whether it still knows the instance."""
+    """See `Lease`. The lease's own id in the entry tells it from a later registration of the same instance id."""
 
-    def __init__(self, instance: Instance, registry: ConsulRegistry) -> None:
-        self.instance = instance
+    def __init__(self, registration: dict[str, Any], registry: ConsulRegistry) -> None:
+        self.id: str = registration["service_id"]
+        self._registration = registration
+        self._owner = registration["meta"]["lease"]
         self._registry = registry
-        self._owner = secrets.token_hex(8)
+        self._agent = registry._agent
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
-        host, port = _host_port(instance)
-        meta = {"version": instance.version, "zone": instance.zone, "protocol": instance.protocol}
-        meta |= {"weight": str(instance.weight), "lease": self._owner}
-        self._definition = {
-            "service_id": instance.id,
-            "address": host,
-            "port": port,
-            "tags": list(instance.tags),
-            "meta": {**instance.metadata, **meta},
-            "weights": {"Passing": instance.weight, "Warning": 1},
-            "check": registry.check.definition(host, port),
-            "replace_existing_checks": True,
-        }
-        registry._leases.add(self)
 
     async def put(self) -> None:
         """Register, whoever had the id."""
-        name, definition = self.instance.service, self._definition
-        await self._registry.ask(lambda client: client.agent.service.register(name, **definition))
+        await self._agent.register(self._registration)
 
     def keep(self) -> None:
-        """Keep the registration from now on, until `close`."""
-        self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.instance.id}")
+        """Keep it registered from now on, until `close`."""
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.id}")
 
     async def close(self) -> None:
-        """Deregister, unless the id is somebody else's by now. Takes a few seconds at most; never raises."""
+        """Deregister, unless the id is somebody else's by now. Takes 4 seconds at most; never raises."""
         if self._closed:
             return
         self._closed = True
@@ -316,52 +161,45 @@ class ConsulLease:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
         try:
-            if await self._find_owner() == self._owner:
-                await self._registry.ask(lambda client: client.agent.service.deregister(self.instance.id))
+            if await self._agent.owner(self.id) == self._owner:
+                await self._agent.deregister(self.id)
         except _Trouble as trouble:
-            log.warning("%s is not deregistered from %s: %s", self.instance.id, self._registry, trouble)
+            log.warning("%s is not deregistered from %s: %s", self.id, self._registry, trouble)
 
     def __repr__(self) -> str:
-        return f"<ConsulLease {self.instance.service} {self.instance.id} in {self._registry}>"
-
-    async def _find_owner(self) -> str | None:
-        """Who has the id: None when the agent does not know it, empty when that was not one of us."""
-        # py-consul's own service_definition sends no token.
-        path, read = f"/v1/agent/service/{self.instance.id}", consul.callback.CB.json()
-        found = await self._registry.ask(lambda client: client.http.get(read, path, headers=client.prepare_headers()))
-        return None if found is None else str((found.get("Meta") or {}).get("lease", ""))
+        return f"<ConsulLease {self.id} in {self._registry}{' closed' if self._closed else ''}>"
 
     async def _keep(self) -> None:
-        instance, check = self.instance, self._registry.check
+        check = self._registry.settings.check
         away = False
         while True:
             await asyncio.sleep(min(SLOW, check.interval) * random.uniform(0.8, 1.0))
             try:
-                owner = await self._find_owner()
+                owner = await self._agent.owner(self.id)
                 if owner is None:
-                    log.warning("%s does not know %s any more; registering it again", self._registry, instance.id)
+                    log.warning("%s does not know %s any more; registering it again", self._registry, self.id)
                     await self.put()
                 elif owner != self._owner:
-                    log.warning("%s was registered again by somebody else, who has it now", instance.id)
+                    log.warning("%s was registered again by somebody else, who has it now", self.id)
                     return
                 elif check.kind == "ttl":
-                    await self._registry.ask(lambda client: client.agent.check.ttl_pass(f"service:{instance.id}"))
+                    await self._agent.show_life(self.id)
                 if away:
-                    log.info("%s answers again; %s is registered", self._registry, instance.id)
+                    log.info("%s answers again; %s is registered", self._registry, self.id)
                 away = False
             except _Trouble as trouble:
                 if not away:
-                    log.warning("%s cannot be asked about %s: %s", self._registry, instance.id, trouble)
+                    log.warning("%s cannot be asked about %s: %s", self._registry, self.id, trouble)
                 away = True
 
 
 class ConsulWatch(PushedWatch):
-    """See `Watch`."""
+    """See `Watch`. A task follows the service from the first `__anext__` on."""
 
     def __init__(self, service: str, registry: ConsulRegistry) -> None:
         super().__init__(service, str(registry), registry._watches)
-        self._consul = registry
-        self._good = LastGood(registry.hold)
+        self._agent = registry._agent
+        self._good = LastGood(registry.settings.hold)
         self._task: asyncio.Task[None] | None = None
 
     def _start(self) -> None:
@@ -375,31 +213,25 @@ class ConsulWatch(PushedWatch):
     async def _follow(self) -> None:
         """Ask, show, ask again: for ever."""
         loop = asyncio.get_running_loop()
-        good, index, pause, forgot = self._good, 0, FLOOR, False
+        index, forgot, pause = 0, False, FLOOR
         while True:
-            asked_at, before = loop.time(), good.shown or {}
-            confirm = good.due(asked_at) and not forgot
+            asked_at, known = loop.time(), self._good.shown or {}
+            confirm = self._good.due(asked_at) and not forgot
             try:
-                answered, entries = await self._consul.health(
-                    self.service, 0 if confirm else index, self._wait(asked_at), consistent=confirm
+                answered, answer = await self._agent.health(
+                    self.service, 0 if confirm else index, self._wait(asked_at), consistent=confirm, known=known
                 )
-                answer = _instances(entries, self.service, before)
-            except Exception as error:
-                if not isinstance(error, _Trouble):  # an answer that nobody thought of must not end the watch
-                    log.exception("%s: an answer about %s is not understood", self._consul, self.service)
-                self.trouble(str(error))
+            except _Trouble as trouble:
+                self.trouble(str(trouble))
                 index, forgot, pause = 0, True, min(2 * pause, SLOW)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 continue
             forgot |= answered < index
-            doubtful = forgot or (not answer and good.until is None)
-            holding = good.until is not None
-            shown = good.accept(answer, loop.time(), doubtful=doubtful, confirmed=confirm and not forgot)
-            self._tell(holding, confirm, len(shown) - len(answer))
+            shown = self._judge(answer, loop.time(), forgot, confirm)
             self.show(shown)
             index, forgot = (0 if forgot else answered), False
             waited = loop.time() - asked_at
-            pause = FLOOR if shown != before or waited > pause else min(2 * pause, SLOW)
+            pause = FLOOR if shown != known or waited > pause else min(2 * pause, SLOW)
             await asyncio.sleep(max(0.0, pause - waited))
 
     def _wait(self, now: float) -> float:
@@ -407,15 +239,16 @@ class ConsulWatch(PushedWatch):
         wait = WAIT * random.uniform(0.8, 1.0)
         return wait if self._good.until is None else min(wait, max(0.0, self._good.until - now))
 
-    def _tell(self, was_holding: bool, confirmed: bool, missing: int) -> None:
-        if missing and not was_holding:
-            log.warning(
-                "%s answers without %d instance(s) of %s that were there; keeping them until that is confirmed",
-                self._consul, missing, self.service,
-            )  # fmt: skip
-        elif was_holding and self._good.until is None:
-            how = "confirmed what is left" if confirmed else "has them again"
-            log.info("%s %s of %s: %d instance(s)", self._consul, how, self.service, len(self._good.shown or ()))
+    def _judge(self, answer: Snapshot, now: float, forgot: bool, confirm: bool) -> Snapshot:
+        held = self._good.until is not None
+        doubtful = forgot or (not answer and not held)
+        shown = self._good.accept(answer, now, doubtful=doubtful, confirmed=confirm and not forgot)
+        where, missing = f"{self.service} in {self.registry}", len(shown) - len(answer)
+        if missing and not held:
+            log.warning("%s: %d of %d instances are missing; kept until that is confirmed", where, missing, len(shown))
+        elif held and not missing:
+            log.info("%s: %s: %d instances", where, "confirmed" if confirm else "none is missing any more", len(shown))
+        return shown
 
 
 class _Trouble(Exception):
@@ -425,6 +258,114 @@ class _Trouble(Exception):
         super().__init__(reason)
         self.final = final
         self.denied = denied
+
+
+class _Agent:
+    """The questions we put to the agent. Every method may raise _Trouble and nothing else.
+
+    py-consul's own calls are used where they do what they should. Its `health.service` has no consistency and fails
+    without an index, and its `service_definition` sends no token.
+    """
+
+    def __init__(self, settings: ConsulSettings, token: str | None) -> None:
+        self._settings = settings
+        self._token = token
+        self._tls = settings.ssl_context()
+        self._client: _Client | None = None
+
+    async def register(self, registration: dict[str, Any]) -> None:
+        """Add a service, or replace the one of this id."""
+        await self._ask(lambda client: client.agent.service.register(**registration))
+
+    async def deregister(self, id: str) -> None:
+        """Take a service away."""
+        await self._ask(lambda client: client.agent.service.deregister(id))
+
+    async def show_life(self, id: str) -> None:
+        """Renew the TTL of a service."""
+        await self._ask(lambda client: client.agent.check.ttl_pass(f"service:{id}"))
+
+    async def owner(self, id: str) -> str | None:
+        """The lease that an id belongs to: None when the agent does not know it, empty when it was not one of us."""
+
+        def read(response: consul.base.Response) -> str | None:
+            found = consul.callback.CB.json()(response)
+            return None if found is None else str((found.get("Meta") or {}).get("lease", ""))
+
+        return await self._ask(
+            lambda client: client.http.get(read, f"/v1/agent/service/{id}", headers=client.prepare_headers())
+        )
+
+    async def services(self) -> list[str]:
+        """The names of all services but Consul's own."""
+        _, names = await self._ask(lambda client: client.catalog.services())
+        return sorted(set(names) - {"consul"})
+
+    async def health(
+        self,
+        service: str,
+        index: int = 0,
+        wait: float = 0.0,
+        *,
+        consistent: bool = False,
+        known: Snapshot | None = None,
+    ) -> tuple[int, dict[str, Instance]]:
+        """The passing instances of a service, and the index that they have; 0 is none.
+
+        Args:
+            service: its name.
+            index: answer when it is passed, or after `wait` seconds; 0 answers now.
+            wait: seconds.
+            consistent: let the servers make sure that they are right.
+            known: instances to use again where nothing changed.
+        """
+        params = [("passing", "1")]
+        if self._settings.datacenter:
+            params.append(("dc", self._settings.datacenter))
+        if consistent:
+            params.append(("consistent", "1"))
+        if index:
+            params += [("index", str(index)), ("wait", f"{max(1, round(wait * 1000))}ms")]
+
+        def read(response: consul.base.Response) -> tuple[int, dict[str, Instance]]:
+            entries = consul.callback.CB.json(allow_404=False)(response)
+            if not entries and response.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true":
+                raise consul.exceptions.ACLPermissionDenied("the token lacks service:read or node:read")
+            index = response.headers.get("X-Consul-Index", "")
+            return int(index) if index.isdecimal() else 0, instances(entries, service, known)
+
+        path = f"/v1/health/service/{service}"
+        return await self._ask(
+            lambda client: client.http.get(read, path, params=params, headers=client.prepare_headers()),
+            ANSWER + wait * 17 / 16 if index else ANSWER,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def _ask(self, question: Callable[[_Client], Awaitable[T]], timeout: float = ANSWER) -> T:
+        if self._client is None:
+            self._client = _Client(self._settings, self._tls)
+            if self._token is not None:  # py-consul lets the environment win over it
+                self._client.token = self._token
+        try:
+            async with asyncio.timeout(timeout):
+                return await question(self._client)
+        except TimeoutError:
+            raise _Trouble(f"no answer in {timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Trouble(_cause(error)) from error
+        except consul.exceptions.ACLPermissionDenied as error:
+            raise _Trouble(f"403 {_line(error)}", final=True, denied=True) from error
+        except (consul.exceptions.BadRequest, consul.exceptions.ClientError) as error:
+            raise _Trouble(_line(error), final=True) from error
+        except consul.exceptions.ConsulException as error:
+            raise _Trouble(_line(error)) from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise _Trouble(f"an answer that cannot be read: {_line(repr(error))}") from error
 
 
 class _Http(consul.aio.HTTPClient):  # type: ignore[misc]  # py-consul has no types
@@ -438,92 +379,20 @@ class _Http(consul.aio.HTTPClient):  # type: ignore[misc]  # py-consul has no ty
 
 
 class _Client(consul.aio.Consul):  # type: ignore[misc]  # py-consul has no types
-    def __init__(self, host: str, port: int, dc: str | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, settings: ConsulSettings, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
-        super().__init__(host, port, scheme="https" if tls else "http", dc=dc)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        super().__init__(host, settings.port, scheme="https" if tls else "http", dc=settings.datacenter or None)
 
     def http_connect(self, host: str, port: int, scheme: str, verify: object = True, cert: object = None) -> _Http:
         return _Http(host, port, self._tls)
-
-
-def _indexed(response: Any) -> tuple[int, list[Any]]:
-    """What py-consul is to make of an answer about health: its index, 0 when it has none, and its entries."""
-    entries = consul.callback.CB.json(allow_404=False)(response)
-    if not entries and response.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true":
-        raise consul.exceptions.ACLPermissionDenied("the token lacks service:read or node:read")
-    index = response.headers.get("X-Consul-Index", "")
-    return int(index) if index.isdecimal() else 0, entries
-
-
-def _instances(entries: list[Any], service: str, known: Snapshot | None = None) -> dict[str, Instance]:
-    """The instances in an answer about health, whoever registered them; the one object while nothing changes.
-
-    Ids are unique on one agent only: of two instances with the same, the later is called after its node as well.
-    """
-    found: dict[str, Instance] = {}
-    for entry in sorted(entries, key=lambda entry: entry["Service"].get("CreateIndex", 0)):
-        node, entry = entry.get("Node") or {}, entry["Service"]
-        host, port = entry.get("Address") or node.get("Address"), entry.get("Port")
-        if not host or not port:
-            continue  # nothing to dial
-        id = entry.get("ID") or service
-        if id in found:
-            id = f"{id}@{node.get('Node', host)}"
-        meta = {str(key): str(value) for key, value in (entry.get("Meta") or {}).items()}
-        meta.pop("lease", None)
-        weight = str((entry.get("Weights") or {}).get("Passing") or meta.get("weight", ""))
-        meta.pop("weight", None)
-        one = Instance(
-            id=id,
-            service=service,
-            address=_join(host, port),
-            version=meta.pop("version", ""),
-            zone=meta.pop("zone", ""),
-            weight=min(max(int(weight), 1), 100) if weight.isdecimal() else 1,
-            protocol=meta.pop("protocol", "grpc"),
-            tags=tuple(entry.get("Tags") or ()),
-            metadata=MappingProxyType(meta),
-        )
-        found[id] = known[id] if known and known.get(id) == one else one
-    return found
-
-
-def _host_port(instance: Instance) -> tuple[str, int]:
-    host, _, port = instance.address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f"{instance.service} cannot be registered in Consul at {instance.address!r}: that is not host:port."
-        )
-    return host.strip("[]"), int(port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _tls(url: str, words: Mapping[str, str]) -> ssl.SSLContext | None:
-    files = {word: words[word] for word in ("ca", "cert", "key") if words.get(word)}
-    verify = words.get("verify", "true") != "false"
-    if words.get("tls", "false") == "false" and verify and not files:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=files.get("ca"))
-        if "cert" in files:
-            context.load_cert_chain(files["cert"], files.get("key"))
-    except (OSError, ssl.SSLError) as error:
-        named = " or ".join(files.values())
-        raise ConfigError(f"{url!r}: {named} cannot be used: {error.strerror or error}.") from error
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _cause(error: Exception) -> str:
     """In a few words why there was no connection, or no answer on it."""
     inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
     number = getattr(inner, "errno", None)
-    if isinstance(number, int) and not isinstance(inner, ssl.SSLError) and number > 0:
+    if isinstance(number, int) and number > 0 and not isinstance(inner, ssl.SSLError):
         return os.strerror(number).lower()
     return _line(inner) or type(inner).__name__
 

@@ -11,7 +11,7 @@
     registry
     local                                         the default file of this user on this machine
     sqlite:///relative/file, sqlite:////abs/file  a file; three slashes and a relative path, or four
-    consul://host:8500?dc=east&ca=ca.pem          an agent; what can follow the `?` is in `consul`
+    consul://host:8500?dc=east&ca=ca.pem          an agent; what can follow: `ConsulSettings.parse`
     static://host:port,host:port                  a fixed list
 
 A secret has no place in a URL, which ends up in logs: Consul's ACL token comes from CONSUL_HTTP_TOKEN.
@@ -68,8 +68,9 @@ def parse(target: str, default_registry: str) -> Target:
         return Target(target.partition("#")[0], url.fragment)
     missing = " The name of the service is missing." if url.scheme in ("consul", "sqlite") else ""
     raise ConfigError(
-        f"Target {target!r} is not understood.{missing} Write catalog (a service of the default registry), host:port, "
-        "consul://host:8500/catalog, sqlite:///file#catalog, static://host:port,host:port, dns:///name:port or unix:path."
+        f"Target {target!r} is not understood.{missing} Write catalog (in the default registry), host:port, "
+        "consul://host:8500/catalog, sqlite:///file#catalog, static://host:port,host:port, dns:///name:port or "
+        "unix:path."
     )
 
 
@@ -94,8 +95,9 @@ def open_registry(url: str, *, token: str | None = None) -> Registry:
         return LocalRegistry(unquote(parts.path[1:]))
     if parts.scheme == "consul" and parts.path in ("", "/") and not parts.fragment:
         from framework.discovery.consul import ConsulRegistry  # the only one that costs time to import
+        from framework.discovery.consul_terms import ConsulSettings
 
-        return ConsulRegistry.at(url, token=token)
+        return ConsulRegistry(ConsulSettings.parse(url), token=token)
     if parts.scheme == "static":
         from framework.discovery.static import StaticRegistry
 

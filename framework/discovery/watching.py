@@ -92,7 +92,7 @@ class PushedWatch:
         if not self.problem:
             kept = f"keeping the last {len(self._newest)} instance(s)" if self._newest is not None else "none known yet"
             log.warning("%s: %s; %s of %s", self.registry, reason, kept, self.service)
-        self.problem = reason
+        self.problem = f"{self.registry}: {reason}"
 
     def _start(self) -> None:
         """Begin to look; called once, by the first `__anext__`."""
