@@ -199,7 +199,9 @@ class LeaseFile:
 
 def reason(error: Exception) -> str:
     """What went wrong, for the end of a message."""
-    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower() + (f" ({error.filename})" if error.filename else "")
+    return str(error)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,0 +1,59 @@
+"""Which answers are believed, without any registry."""
+
+from __future__ import annotations
+
+from framework.discovery import Instance, Snapshot
+from framework.discovery.watching import LastGood
+
+
+def of(*ids: str) -> Snapshot:
+    return {id: Instance(id, "catalog", f"{id}:1") for id in ids}
+
+
+def test_plain_answers_are_shown_as_they_are() -> None:
+    """While nothing is doubtful, instances come and go at once, the last one too."""
+    good = LastGood(hold=3)
+    for answer in (of(), of("a"), of("a", "b"), of("b"), of()):
+        assert good.accept(answer, now=0) == answer
+    assert good.until is None
+
+
+def test_doubtful_answer_keeps_what_it_lacks() -> None:
+    """After a restart instances come back one by one; those seen before stay, new ones are shown at once."""
+    good = LastGood(hold=3)
+    good.accept(of("a", "b", "c"), now=0)
+    assert good.accept(of(), now=10, doubtful=True) == of("a", "b", "c")
+    assert good.accept(of("b"), now=11) == of("a", "b", "c")
+    assert good.accept(of("b", "d"), now=11) == of("a", "b", "c", "d")
+    assert good.until == 13
+    assert good.accept(of("a", "b", "c", "d"), now=12) == of("a", "b", "c", "d")
+    assert good.until is None
+
+
+def test_confirmed_answer_is_believed() -> None:
+    """Once the time is up an answer is confirmed, and then it counts, empty or not."""
+    good = LastGood(hold=3)
+    good.accept(of("a", "b"), now=0)
+    good.accept(of("a"), now=1, doubtful=True)
+    assert [good.due(now) for now in (3.9, 4.0)] == [False, True]
+    assert good.accept(of(), now=4, confirmed=True) == of()
+    assert not good.due(5)
+
+
+def test_doubt_again_begins_the_time_again() -> None:
+    """A registry that restarts twice gets the whole time twice."""
+    good = LastGood(hold=3)
+    good.accept(of("a"), now=0)
+    good.accept(of(), now=1, doubtful=True)
+    good.accept(of(), now=2)
+    assert good.until == 4
+    good.accept(of(), now=3, doubtful=True)
+    assert good.until == 6
+
+
+def test_doubtful_answer_that_lacks_nothing_is_believed() -> None:
+    """A registry that was away and forgot nothing changes nothing."""
+    good = LastGood(hold=3)
+    good.accept(of("a"), now=0)
+    assert good.accept(of("a", "b"), now=1, doubtful=True) == of("a", "b")
+    assert good.until is None
