@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import framework
 from framework.codegen.compiler import OWN_PROTOS
 from framework.codegen.tree import render
 
@@ -10,8 +9,7 @@ from framework.codegen.tree import render
 def own_modules() -> dict[Path, str]:
     """The text of the modules that are generated from the framework's own proto files."""
     texts, _ = render(OWN_PROTOS, ["framework/options.proto"], root=False)
-    top = Path(framework.__path__[0]).parent
-    return {top / path: text for path, text in texts.items() if not path.endswith("__init__.py")}
+    return {OWN_PROTOS.parent.parent / path: text for path, text in texts.items() if not path.endswith("__init__.py")}
 
 
 if __name__ == "__main__":

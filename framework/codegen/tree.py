@@ -85,8 +85,12 @@ def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
         return Result(unchanged=unchanged, stale=stale, warnings=warnings)
 
     removed = tuple(item.path for item in stale if item.reason == LEFT_OVER)
-    created = {path for path in texts if out / path in changed or path in outputs or not path.endswith("__init__.py")}
-    entry["outputs"] = {path: _digest_of(texts[path].encode()) for path in sorted(created)}
+    ours = {path for other in manifest.values() for path in other["outputs"]}
+    entry["outputs"] = {
+        path: _digest_of(text.encode())
+        for path, text in texts.items()
+        if out / path in changed or path in ours or not path.endswith("__init__.py")
+    }
     try:
         _replace(out, {path: text for path, text in texts.items() if out / path in changed}, outputs)
         _remove(removed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ def test_outputs_of_deleted_protos_go(tree: Tree) -> None:
     assert tree.files() == {"__init__.py", "a/__init__.py", "a/a_pb2.py", "a/a_pb2.pyi", "c/__init__.py", "c/mine.py"}
 
 
+def test_left_over_that_somebody_edited_stays(tree: Tree) -> None:
+    """A file is removed only while it is what was written: other people's work is not."""
+    tree.write("a.proto", "message A {}")
+    tree.write("b.proto", "message B {}")
+    tree.generate()
+    (tree.out / "b_pb2.py").write_text("mine = 1\n")
+    (tree.protos / "b.proto").unlink()
+    assert names(tree.generate().removed) == {"b_pb2.pyi"}
+    assert tree.read("b_pb2.py") == "mine = 1\n"
+
+
 def test_package_files_belong_to_the_user(tree: Tree) -> None:
     """What somebody writes into an __init__.py stays, before and after it was generated."""
     tree.write("a/a.proto", "message A {}")
@@ -166,6 +178,18 @@ def test_two_sources_share_an_output(tree: Tree) -> None:
     other.generate()
     assert tree.generate().written == other.generate().written == ()
     assert {"shop/a_pb2.py", "shop/b_pb2.py"} < tree.files()
+
+
+def test_renamed_source_takes_its_output_along(tree: Tree) -> None:
+    """After the proto directory has got another name, what is deleted from it is still removed from the output."""
+    tree.write("a.proto", "message A {}")
+    tree.write("b.proto", "message B {}")
+    tree.generate()
+    tree.protos = tree.protos.rename(tree.protos.with_name("api"))
+    tree.generate()
+    assert list(json.loads(tree.read(".framework-generate.json"))) == ["../api"]
+    (tree.protos / "b.proto").unlink()
+    assert names(tree.generate().removed) == {"b_pb2.py", "b_pb2.pyi"}
 
 
 def test_import_root(tree: Tree) -> None:
