@@ -1,0 +1,1 @@
+"""The example: a shop of four services that find each other and place real orders."""
