@@ -237,9 +237,14 @@ def run_until_complete(coroutine: Any) -> Any:
         return runner.run(coroutine)
 
 
+def quiet_grpc() -> None:
+    """Keep grpc's own log of connection events off standard error; GRPC_VERBOSITY in the environment overrides."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
 def configure_logging() -> None:
     """Readable lines on standard error, unless the application has set up logging itself."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    quiet_grpc()
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from framework.call import Call
 from framework.client.balancer import Balancer, Endpoint, Transport
@@ -26,39 +26,27 @@ IMPATIENCE = 0.25
 """Seconds after which it wakes more."""
 
 
-class Bag(Sequence[Endpoint]):
-    """Endpoints in no order; adding, removing and picking by number are O(1)."""
+class Bag:
+    """Endpoints in no order, in the list `items`; adding, removing and picking by number are O(1)."""
 
-    __slots__ = ("_items", "_positions")
+    __slots__ = ("_positions", "items")
 
     def __init__(self) -> None:
-        self._items: list[Endpoint] = []
+        self.items: list[Endpoint] = []
         self._positions: dict[Endpoint, int] = {}
 
     def add(self, endpoint: Endpoint) -> None:
         if endpoint not in self._positions:
-            self._positions[endpoint] = len(self._items)
-            self._items.append(endpoint)
+            self._positions[endpoint] = len(self.items)
+            self.items.append(endpoint)
 
     def discard(self, endpoint: Endpoint) -> None:
         position = self._positions.pop(endpoint, None)
         if position is not None:
-            last = self._items.pop()
+            last = self.items.pop()
             if last is not endpoint:
-                self._items[position] = last
+                self.items[position] = last
                 self._positions[last] = position
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as list's
-        return self._items[index]
-
-    def __contains__(self, endpoint: object) -> bool:
-        return endpoint in self._positions
-
-    def __iter__(self) -> Iterator[Endpoint]:
-        return iter(self._items)
 
 
 class Pool:
@@ -101,7 +89,7 @@ class Pool:
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Every endpoint known now."""
-        return tuple(self._all)
+        return tuple(self._all.items)
 
     def start(self) -> None:
         """Begin to follow the registry; harmless when done already."""
@@ -174,12 +162,12 @@ class Pool:
 
     def pick(self, now: float) -> Endpoint | None:
         """A ready endpoint, or None while there is none; idle ones that it comes by start to connect."""
-        if not self._all:
+        if not self._all.items:
             return None
-        endpoint = self._balancer.choose(self._all, now)
+        endpoint = self._balancer.choose(self._all.items, now)
         if endpoint.available():
             return endpoint
-        return self._balancer.choose(self._ready, now) if self._ready else None
+        return self._balancer.choose(self._ready.items, now) if self._ready.items else None
 
     async def wait(self, call: Call) -> Endpoint:
         """A ready endpoint that the call has not tried, as soon as there is one.
@@ -196,12 +184,12 @@ class Pool:
         loop = asyncio.get_running_loop()
         while True:
             changed = self._changed
-            if self._known and not self._all:
+            if self._known and not self._all.items:
                 raise self._error(call, Unavailable, f"no instance of {self.service} in {self.where}")
-            left = [endpoint for endpoint in self._ready if endpoint not in tried]
+            left = [endpoint for endpoint in self._ready.items if endpoint not in tried]
             if left:
                 return self._balancer.choose(left, loop.time())
-            candidates = [endpoint for endpoint in self._all if endpoint not in tried]
+            candidates = [endpoint for endpoint in self._all.items if endpoint not in tried]
             alive = [endpoint for endpoint in candidates if not (endpoint in woken and endpoint.transport.failed)]
             if self._known and not alive:
                 raise self._error(call, Unavailable, self._unreachable())
@@ -223,8 +211,8 @@ class Pool:
             await self._changed.wait()
 
     def _unreachable(self) -> str:
-        addresses = ", ".join(sorted(endpoint.instance.address for endpoint in self._all)[:5])
-        more = f" and {len(self._all) - 5} more" if len(self._all) > 5 else ""
+        addresses = ", ".join(sorted(endpoint.instance.address for endpoint in self._all.items)[:5])
+        more = f" and {len(self._all.items) - 5} more" if len(self._all.items) > 5 else ""
         return f"cannot connect to {self.service} at {addresses}{more} (instances from {self.where})"
 
     def _too_late(self, call: Call) -> RpcError:
@@ -250,10 +238,10 @@ class Pool:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
         await self._watch.aclose()
-        for endpoint in tuple(self._all):
+        for endpoint in tuple(self._all.items):
             self._retire(endpoint)
         await asyncio.gather(*self._closing, return_exceptions=True)
         self._notify()
 
     def __repr__(self) -> str:
-        return f"<Pool {self.service} from {self.where}: {len(self._all)} endpoints, {len(self._ready)} ready>"
+        return f"<Pool {self.service} from {self.where}: {len(self._all.items)} endpoints, {len(self._ready.items)} ready>"

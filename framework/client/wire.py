@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -42,6 +42,19 @@ TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 def _unchanged() -> None:
     pass
+
+
+class Pairs(grpc.aio.Metadata):
+    """A call's metadata as grpc.aio wants it, without the copies into a dict and back that its own class makes."""
+
+    def __init__(self, pairs: Metadata) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
+        return iter(self._pairs)
 
 
 class GrpcTransport:
@@ -105,7 +118,8 @@ class GrpcTransport:
     def bind(self, method: Method[Any, Any]) -> Handler:
         encode = method.encode or encoder(method.request, method.full_name)
         decode = method.decode or decoder(method.reply, method.full_name)
-        make = _streams(encode, decode) if method.server_streaming else _unary(encode, decode)
+        metadata_of = tuple if self._interceptors else Pairs  # interceptors may look into it, and change it
+        make = (_streams if method.server_streaming else _unary)(encode, decode, metadata_of)
         arity = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
         start: Callable[..., Any] | None = None
 
@@ -128,15 +142,17 @@ class GrpcTransport:
         return handler
 
 
-def _unary(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[..., Awaitable[Reply]]:
+def _unary(
+    encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
+) -> Callable[..., Awaitable[Reply]]:
     async def unary(call: Call, start: Callable[..., Any]) -> Any:
         timeout = _timeout(call)
         feed = None
         if call.method.client_streaming:
-            rpc = start(timeout=timeout, metadata=call.metadata)
+            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata))
             feed = Feed(rpc, call.request, encode)
         else:
-            rpc = start(encode(call.request), timeout=timeout, metadata=call.metadata)
+            rpc = start(encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata))
         try:
             raw = await rpc
         except BaseException as error:
@@ -157,15 +173,17 @@ def _unary(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Ca
     return unary
 
 
-def _streams(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[..., Awaitable[Reply]]:
+def _streams(
+    encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
+) -> Callable[..., Awaitable[Reply]]:
     async def stream(call: Call, start: Callable[..., Any]) -> Stream[Any]:
         timeout = _timeout(call)
         feed = None
         if call.method.client_streaming:
-            rpc = start(timeout=timeout, metadata=call.metadata)
+            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata))
             feed = Feed(rpc, call.request, encode)
         else:
-            rpc = start(encode(call.request), timeout=timeout, metadata=call.metadata)
+            rpc = start(encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata))
         watchdog = None if call.idle is None else Watchdog(rpc, call.idle)
         replies = Replies(call, rpc, decode, feed, watchdog)
         try:

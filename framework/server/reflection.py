@@ -14,7 +14,20 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from framework.call import Method
 from framework.server.pipeline import Pipeline
 
-_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+Request = reflection_pb2.ServerReflectionRequest
+
+METHODS: tuple[Method[Any, Any], ...] = tuple(
+    Method(
+        f"grpc.reflection.{version}.ServerReflection",
+        "ServerReflectionInfo",
+        Request,
+        reflection_pb2.ServerReflectionResponse,
+        client_streaming=True,
+        server_streaming=True,
+    )
+    for version in ("v1", "v1alpha")
+)
+"""The same method under the newer and the older name."""
 
 
 class _Descriptors:
@@ -43,15 +56,7 @@ class _Descriptors:
 
 def add_reflection(pipeline: Pipeline) -> None:
     """Describe every service that the pipeline serves by now, and reflection itself."""
-    names = (*pipeline.services, *_SERVICES)
+    names = (*pipeline.services, *(method.service for method in METHODS))
     servicer = reflection.aio.ReflectionServicer(names, pool=_Descriptors())
-    for service in _SERVICES:
-        method = Method(
-            service,
-            "ServerReflectionInfo",
-            reflection_pb2.ServerReflectionRequest,
-            reflection_pb2.ServerReflectionResponse,
-            client_streaming=True,
-            server_streaming=True,
-        )
+    for method in METHODS:
         pipeline.add_method(method, servicer.ServerReflectionInfo)

@@ -21,7 +21,7 @@ class ServicerError(FrameworkError):
     """A servicer that cannot be served; the message says which method and what to write."""
 
 
-class Servicer(ABC):  # noqa: B024  # the abstract methods are in the generated subclasses
+class Servicer(ABC):
     """Base of every generated servicer.
 
     Raises:

@@ -1,0 +1,257 @@
+"""`framework call SERVICE/METHOD JSON`: call a method through discovery and reflection, without generated code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from framework.config import Settings
+from framework.errors import ConfigError
+
+if TYPE_CHECKING:
+    from framework.call import Method
+    from framework.cli import Commands
+    from framework.client.dropin import Channel
+
+EPILOG = """\
+examples:
+  framework call shop.catalog.v1.Catalog/GetProduct '{"id": "p1"}'
+  framework call catalog/shop.catalog.v1.Catalog/ListProducts          the service's registered name said
+  framework call grpc.health.v1.Health/Check --target 127.0.0.1:50051
+  printf '{"id": "p1"}\\n{"id": "p2"}\\n' | framework call shop.orders.v1.Orders/Quote -
+
+The service is looked up by its full name among what is registered. A method that takes a stream is given several
+JSON arguments, or lines of standard input. Replies are printed as JSON, a stream one a line as they come."""
+
+
+def add_parser(subparsers: Commands) -> None:
+    """`call` and its options."""
+    parser = subparsers.add_parser(
+        "call",
+        help="call a method with JSON, through discovery and reflection",
+        description="Call a method of a running service; its messages are learnt from the service itself.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("method", metavar="[NAME/]SERVICE/METHOD", help="full name of the service, and the method")
+    parser.add_argument("json", nargs="*", help="the request; several for a stream; - reads lines from standard input")
+    parser.add_argument("--registry", metavar="URL", help="default: the settings' or FRAMEWORK_REGISTRY")
+    parser.add_argument("--target", help="call this instead of looking the service up: HOST:PORT, or any target")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default 10")
+    parser.add_argument("--header", "-H", action="append", default=[], metavar="NAME:VALUE", help="metadata to send")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Call, print, and return 0; 1 when the call failed. Raises FrameworkError for what cannot be called."""
+    from framework.errors import RpcError
+    from framework.service import quiet_grpc
+
+    quiet_grpc()
+    try:
+        return asyncio.run(_run(args))
+    except RpcError as error:
+        print(f"framework: {error}", file=sys.stderr)
+        for detail in error.details:
+            print(f"  {detail.DESCRIPTOR.full_name} {_line(detail)}", file=sys.stderr)
+        return 1
+
+
+async def _run(args: argparse.Namespace) -> int:
+    from framework.client.connect import connect
+    from framework.client.stub import StreamReply, UnaryReply
+
+    name, service, method_name = _names(args.method)
+    metadata = tuple(_header(text) for text in args.header)
+    settings = Settings.load()
+    registry = args.registry or settings.registry
+    target = args.target or await _find(name, service, registry)
+    if "/" not in target and ":" not in target:
+        target = f"{registry}/{target}" if registry.startswith("consul:") else target
+    async with connect(target, settings=_with_registry(settings, registry)) as channel:
+        method = await reflect(channel, service, method_name)
+        requests = _requests(args.json, method)
+        request: Any = requests if method.client_streaming else await _only(requests, args.method)
+        handler = channel.bind(method)
+        if method.server_streaming:
+            async for reply in StreamReply(handler, method, request, args.timeout, metadata):
+                print(_line(reply), flush=True)
+        else:
+            print(_pretty(await UnaryReply(handler, method, request, args.timeout, metadata)))
+    return 0
+
+
+def _with_registry(settings: Settings, registry: str) -> Settings:
+    import dataclasses
+
+    return dataclasses.replace(settings, registry=registry)
+
+
+def _names(text: str) -> tuple[str, str, str]:
+    parts = text.strip("/").replace(":", "/").split("/")
+    if len(parts) == 2:
+        return "", parts[0], parts[1]
+    if len(parts) == 3:
+        return parts[0], parts[1], parts[2]
+    raise ConfigError(
+        f"{text!r} names no method; write package.Service/Method, for example grpc.health.v1.Health/Check"
+    )
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ConfigError(f"--header {text!r} is none; write name:value")
+    return name.strip().lower(), value.strip()
+
+
+async def _find(name: str, service: str, url: str) -> str:
+    """The registered name of who serves a full service name: what says so itself by reflection."""
+    from framework.client.connect import connect
+    from framework.discovery.targets import open_registry
+    from framework.errors import RpcError
+
+    if name:
+        return name
+    registry = open_registry(url)
+    try:
+        registered = {name: instances for name, instances in (await registry.services()).items() if instances}
+        if not registered:
+            raise ConfigError(f"nothing is registered in {registry}. Start a service, or say where with --target")
+        # The likeliest first: shop.catalog.v1.Catalog is probably served by `catalog`.
+        words = service.lower().replace("_", "-").split(".")
+        for candidate in sorted(registered, key=lambda one: (one not in words, one)):
+            async with connect(candidate, settings=Settings(), registry=registry) as channel:
+                try:
+                    if service in await list_services(channel):
+                        return candidate
+                except RpcError:
+                    continue
+        raise ConfigError(f"no registered service serves {service}. There are: {', '.join(sorted(registered))}")
+    finally:
+        await registry.aclose()
+
+
+async def _only(requests: AsyncIterator[Any], method: str) -> Any:
+    found = [request async for request in requests]
+    if len(found) != 1:
+        raise ConfigError(f"{method} takes one request, and {len(found)} were given")
+    return found[0]
+
+
+async def _requests(texts: list[str], method: Method[Any, Any]) -> AsyncIterator[Any]:
+    from google.protobuf import json_format
+
+    async for number, text in _numbered(texts or (["-"] if method.client_streaming else ["{}"])):
+        try:
+            yield json_format.Parse(text, method.request())
+        except json_format.ParseError as error:
+            raise ConfigError(f"request {number} is no {method.request.DESCRIPTOR.full_name}: {error}") from None
+
+
+async def _numbered(texts: Iterable[str]) -> AsyncIterator[tuple[int, str]]:
+    number = 0
+    for text in texts:
+        if text != "-":
+            number += 1
+            yield number, text
+            continue
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            if line.strip():
+                number += 1
+                yield number, line
+
+
+def _pretty(message: Any) -> str:
+    from google.protobuf import json_format
+
+    return json_format.MessageToJson(message, preserving_proto_field_name=False)
+
+
+def _line(message: Any) -> str:
+    from google.protobuf import json_format
+
+    return json.dumps(json_format.MessageToDict(message), ensure_ascii=False)
+
+
+# Reflection: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+
+
+def health_method() -> Method[Any, Any]:
+    """grpc.health.v1.Health/Check."""
+    from framework.server.health import Health
+
+    return next(method for method in Health.__methods__ if method.name == "Check")
+
+
+async def _ask(channel: Channel, **question: Any) -> Any:
+    from framework.client.stub import StreamReply
+    from framework.errors import Unimplemented
+    from framework.server.reflection import METHODS, Request
+
+    for method in METHODS:
+        try:
+            async with StreamReply(channel.bind(method), method, [Request(**question)], 5.0) as replies:
+                async for reply in replies:
+                    return reply
+        except Unimplemented:
+            continue
+    raise ConfigError("the server does not offer reflection, so its messages cannot be learnt")
+
+
+async def list_services(channel: Channel) -> list[str]:
+    """Full names of the services that a server says it serves."""
+    reply = await _ask(channel, list_services="*")
+    return [service.name for service in reply.list_services_response.service]
+
+
+async def reflect(channel: Channel, service: str, name: str) -> Method[Any, Any]:
+    """A method with its messages, learnt from the server.
+
+    Raises:
+        ConfigError: the server does not have it; the message says what it has.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    from framework.call import Method
+
+    reply = await _ask(channel, file_containing_symbol=service)
+    if reply.HasField("error_response"):
+        there = ", ".join(await list_services(channel))
+        raise ConfigError(f"the server does not serve {service}. It serves: {there}")
+    pool = descriptor_pool.DescriptorPool()
+    files = {
+        file.name: file
+        for file in map(
+            descriptor_pb2.FileDescriptorProto.FromString, reply.file_descriptor_response.file_descriptor_proto
+        )
+    }
+
+    async def add(file: Any) -> None:
+        for dependency in file.dependency:
+            if dependency not in files:
+                more = await _ask(channel, file_by_filename=dependency)
+                for raw in more.file_descriptor_response.file_descriptor_proto:
+                    found = descriptor_pb2.FileDescriptorProto.FromString(raw)
+                    files.setdefault(found.name, found)
+            await add(files[dependency])
+        pool.Add(file)
+
+    for file in tuple(files.values()):
+        await add(file)
+    descriptor = pool.FindServiceByName(service)
+    found = descriptor.methods_by_name.get(name)
+    if found is None:
+        raise ConfigError(f"{service} has no method {name}. It has: {', '.join(sorted(descriptor.methods_by_name))}")
+    return Method(
+        service,
+        name,
+        message_factory.GetMessageClass(found.input_type),
+        message_factory.GetMessageClass(found.output_type),
+        client_streaming=found.client_streaming,
+        server_streaming=found.server_streaming,
+    )

@@ -1,0 +1,87 @@
+"""`framework run MODULE:SERVICE`: serve until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework.config import ServerSettings, Settings
+from framework.errors import ConfigError
+
+if TYPE_CHECKING:
+    from framework.cli import Commands
+
+EPILOG = """\
+examples:
+  framework run shop.catalog:service
+  framework run shop.catalog:service --port 50051 --registry consul://127.0.0.1:8500
+  framework run shop.catalog:service --host 0.0.0.0 --advertise catalog.internal:50051
+
+SIGTERM and Ctrl-C drain: deregister, let calls end, leave. A second one stops at once."""
+
+
+def add_parser(subparsers: Commands) -> None:
+    """`run` and its options."""
+    parser = subparsers.add_parser(
+        "run",
+        help="serve a service until a signal",
+        description="Import a module, and serve the Service that it holds: registered, health-checked, reflected.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="MODULE:SERVICE", help="where the Service is; SERVICE defaults to `service`")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", help="port to listen on; 0, the default, is any free one")
+    parser.add_argument("--advertise", metavar="HOST[:PORT]", help="what clients are told to dial")
+    parser.add_argument(
+        "--registry", metavar="URL", help="consul://HOST:PORT, sqlite:///FILE, local (default), or none"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: framework.toml, if there)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve. Raises FrameworkError for a target, a setting or an address that cannot be used."""
+    from framework.service import run_until_complete
+
+    service = load(args.target)
+    settings = service.settings or Settings.load(args.config)
+    given = {name: getattr(args, name) for name in ("host", "port", "advertise") if getattr(args, name) is not None}
+    server = ServerSettings.parse(given, "", settings.server) if given else settings.server
+    settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
+    run_until_complete(service.serve(settings))
+    return 0
+
+
+def load(target: str) -> Any:
+    """The Service at `module:name`.
+
+    Raises:
+        ConfigError: there is no such module or name, or it is no Service.
+    """
+    from framework.service import Service
+
+    name, _, attribute = target.partition(":")
+    attribute = attribute or "service"
+    if not all(part.isidentifier() for part in name.split(".")):
+        hint = name.removesuffix(".py").strip("./").replace(os.sep, ".")
+        raise ConfigError(f"{target!r} is no module. Write it with dots, like {hint}:{attribute}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise  # the module is there, and one that it imports is not: that is for its traceback to tell
+        raise ConfigError(f"there is no module {error.name} in {os.getcwd()} or in the environment") from None
+    found = getattr(module, attribute, None)
+    if isinstance(found, Service):
+        return found
+    others = [key for key, value in vars(module).items() if isinstance(value, Service)]
+    there = f"There is {', '.join(f'{name}:{key}' for key in others)}." if others else "It holds no Service."
+    what = "is no Service" if found is not None else "does not exist"
+    raise ConfigError(f"{name}:{attribute} {what}. {there}")
