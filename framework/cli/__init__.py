@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
     """What `add_parser` of a command is given."""
 
-COMMANDS = ("generate",)
+COMMANDS = ("new", "generate", "run", "services", "call")
 """The modules of the commands, in the order of the help."""
 
 EXAMPLES = """\
 examples:
   framework new hello                              a project that runs and passes its tests
   framework generate protos --out src              typed stubs; --check in CI
+  framework run shop.catalog:service               serve until Ctrl-C
+  framework services --watch                       who is there
+  framework call shop.catalog.v1.Catalog/GetProduct '{"id": "p1"}'
 
 `framework COMMAND --help` tells more about a command."""
 

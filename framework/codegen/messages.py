@@ -31,7 +31,7 @@ def message_module(file: FileDescriptorProto, text: str, layout: Layout) -> str:
     """
     lines = [
         header(file.name),
-        "# pyright: basic",
+        "# pyright: basic" + (", reportArgumentType=false" if "BuildServices" in text else ""),
         "from google.protobuf import descriptor as _descriptor",
         "from google.protobuf import descriptor_pool as _descriptor_pool",
         "from google.protobuf.internal import builder as _builder",
