@@ -182,7 +182,7 @@ class ConsulLease:
                 elif owner != self._owner:
                     log.warning("%s was registered again by somebody else, who has it now", self.id)
                     return
-                elif check.kind == "ttl":
+                if check.kind == "ttl":
                     await self._agent.show_life(self.id)
                 if away:
                     log.info("%s answers again; %s is registered", self._registry, self.id)
@@ -201,6 +201,11 @@ class ConsulWatch(PushedWatch):
         self._agent = registry._agent
         self._good = LastGood(registry.settings.hold)
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def holding(self) -> bool:
+        """Whether instances are shown that the last answer lacks."""
+        return self._good.until is not None
 
     def _start(self) -> None:
         self._task = asyncio.create_task(self._follow(), name=f"watch {self.service}")
@@ -240,7 +245,7 @@ class ConsulWatch(PushedWatch):
         return wait if self._good.until is None else min(wait, max(0.0, self._good.until - now))
 
     def _judge(self, answer: Snapshot, now: float, forgot: bool, confirm: bool) -> Snapshot:
-        held = self._good.until is not None
+        held = self.holding
         doubtful = forgot or (not answer and not held)
         shown = self._good.accept(answer, now, doubtful=doubtful, confirmed=confirm and not forgot)
         where, missing = f"{self.service} in {self.registry}", len(shown) - len(answer)
@@ -337,7 +342,7 @@ class _Agent:
         path = f"/v1/health/service/{service}"
         return await self._ask(
             lambda client: client.http.get(read, path, params=params, headers=client.prepare_headers()),
-            ANSWER + wait * 17 / 16 if index else ANSWER,
+            wait=wait * 17 / 16 if index else 0.0,
         )
 
     async def close(self) -> None:
@@ -346,16 +351,16 @@ class _Agent:
             await self._client.close()
             self._client = None
 
-    async def _ask(self, question: Callable[[_Client], Awaitable[T]], timeout: float = ANSWER) -> T:
+    async def _ask(self, question: Callable[[_Client], Awaitable[T]], wait: float = 0.0) -> T:
         if self._client is None:
             self._client = _Client(self._settings, self._tls)
             if self._token is not None:  # py-consul lets the environment win over it
                 self._client.token = self._token
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(ANSWER + wait):
                 return await question(self._client)
         except TimeoutError:
-            raise _Trouble(f"no answer in {timeout:g} s") from None
+            raise _Trouble(f"no answer in {ANSWER + wait:.3g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Trouble(_cause(error)) from error
         except consul.exceptions.ACLPermissionDenied as error:

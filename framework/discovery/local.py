@@ -122,7 +122,7 @@ class LocalRegistry:
             return await asyncio.wrap_future(self._worker.submit(work, *args, **kwargs))
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(
-                f"Registry {self} cannot be used: {reason(error)}. Remove what is in the way, or choose another "
+                f"Registry {self} cannot be used: {reason(error)}. Put that right, or choose another "
                 "registry with --registry or FRAMEWORK_REGISTRY."
             ) from error
 

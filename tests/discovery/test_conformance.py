@@ -299,7 +299,7 @@ async def test_nothing_comes_while_nothing_changes(settled: tuple[Registry, str,
     watch = registry.watch(service)
     assert await anext(watch) == there
     await nothing_comes(watch, within=0.1)
-    await nothing_comes(watch, within=1.5)
+    await nothing_comes(watch, within=1.2)
     assert watch.problem == ""
 
 
