@@ -16,6 +16,7 @@ a peer that was away, a deadline, a crash.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import time
@@ -57,6 +58,8 @@ from framework import (
     connect,
 )
 
+log = logging.getLogger(__name__)
+
 PACKING = 1.0  # seconds from an order to its parcel
 MOST = 100  # pieces in one line
 FINAL = (Order.SHIPPED, Order.REJECTED, Order.CANCELLED)
@@ -87,7 +90,8 @@ class Orders(OrdersServicer):
             order = await self.db.write(insert, request, order)
         order = await self._settle(order)
         if order.state == Order.REJECTED:
-            raise FailedPrecondition(f"order {order.id} is rejected", details=[order.refusal])
+            because = ", ".join(f"{one.subject} {one.description}" for one in order.refusal.violations)
+            raise FailedPrecondition(f"{order.id} is rejected: {because}", details=[order.refusal])
         return order
 
     async def GetOrder(self, request: GetOrderRequest, context: Context) -> Order:
@@ -126,7 +130,10 @@ class Orders(OrdersServicer):
     async def ship(self) -> None:
         """Ship what has been packed, for as long as the service runs. Every instance may do so."""
         while True:
-            await self.db.write(ship_packed, time.time() - PACKING)
+            try:
+                await self.db.write(ship_packed, time.time() - PACKING)
+            except sqlite3.OperationalError:
+                log.exception("nothing could be shipped; trying again")
             await asyncio.sleep(PACKING / 10)
 
     async def _price(self, request: PlaceOrderRequest) -> Order:
@@ -275,13 +282,14 @@ async def lifespan(service: Service) -> AsyncIterator[None]:
         connect("catalog") as catalog,
         connect("inventory") as inventory,
         connect("payments") as payments,
-        asyncio.TaskGroup() as tasks,
     ):
         orders = Orders(db, CatalogClient(catalog), InventoryClient(inventory), PaymentsClient(payments))
-        shipping = tasks.create_task(orders.ship())
         service.add(orders)
-        yield
-        shipping.cancel()
+        shipping = asyncio.create_task(orders.ship())
+        try:
+            yield
+        finally:
+            shipping.cancel()
 
 
 ERRORS = {

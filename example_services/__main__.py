@@ -1,0 +1,89 @@
+"""The whole shop on this machine: `make run`, or `python -m example_services`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from example_services.runner import view
+from example_services.runner.customers import Customers
+from example_services.runner.fleet import Fleet
+from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
+from example_services.shop.orders.v1.orders_pb2 import OrderItem
+from example_services.shop.orders.v1.orders_rpc import OrdersClient
+from framework import FrameworkError, RpcError, connect
+
+ORDERS = 100  # with --once
+AT_ONCE = 4  # of them at the same time
+PER_SECOND = 5.0  # without
+RESTOCK = 10.0  # seconds between deliveries to the warehouse
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m example_services", description="Run the shop, and buy from it.")
+    parser.add_argument("--once", action="store_true", help=f"place {ORDERS} orders and end")
+    parser.add_argument("--registry", metavar="URL", help="consul://127.0.0.1:8500; default: a file of this run's own")
+    args = parser.parse_args()
+    try:
+        return asyncio.run(run(args.registry, once=args.once))
+    except FrameworkError as error:
+        print(f"example_services: {error}", file=sys.stderr)
+        return 1
+
+
+async def run(registry: str | None, *, once: bool) -> int:
+    """Start the shop, let customers buy, end it; returns the exit code. Ctrl-C ends it, a second one at once."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    customers: Customers | None = None
+    try:
+        with TemporaryDirectory(prefix="shop-") as directory:
+            registry = registry or f"sqlite:///{directory}/registry.db"
+            async with (
+                Fleet.start(Path(directory), registry, view.say) as fleet,
+                connect("orders", registry=fleet.registry) as orders,
+                connect("inventory", registry=fleet.registry) as inventory,
+            ):
+                customers = Customers(OrdersClient(orders), InventoryClient(inventory), view.say)
+                async with view.showing(fleet, customers.tally):
+                    await fleet.until_serving()
+                    view.say(view.hints(fleet))
+                    await fleet.during(buy_once(customers) if once else buy(customers))
+    except asyncio.CancelledError:
+        task.uncancel()
+    if customers is None:
+        return 1
+    view.say(str(customers.tally))
+    return 1 if customers.tally.failed else 0
+
+
+async def buy_once(customers: Customers) -> None:
+    """Place orders, and use each kind of stream."""
+    await customers.buy_many(ORDERS - 1, AT_ONCE)
+    basket = await customers.fill_basket()
+    items = [OrderItem(product_id=line.product_id, quantity=line.quantity) for line in basket.lines]
+    if order := await customers.place(items, basket.total):
+        await customers.follow(order)
+    await customers.fill_warehouse()
+
+
+async def buy(customers: Customers) -> None:
+    """Place orders at a steady rate, and fill the warehouse up again, for ever."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(customers.buy_steadily(PER_SECOND))
+        while True:
+            await asyncio.sleep(RESTOCK)
+            try:
+                await customers.fill_warehouse()
+            except RpcError as error:
+                view.say(f"a delivery failed: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The processes of the shop: two instances of each service, watched in the registry and kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework import FrameworkError
+from framework.discovery import Registry, Snapshot
+from framework.discovery.targets import open_registry
+
+SERVICES = ("catalog", "inventory", "payments", "orders")
+INSTANCES = 2  # of each
+ROOT = Path(__file__).parents[2]
+
+START = 30.0  # seconds that all may take to serve
+PATIENCE = 2.0  # seconds that an instance may take to leave before it is killed
+DRAIN = {  # short, because everything is on one machine and somebody waits
+    "FRAMEWORK_SERVER_DRAIN_DELAY": "200ms",
+    "FRAMEWORK_SERVER_DRAIN_GRACE": "1s",
+    "FRAMEWORK_SERVER_DRAIN_STREAMS": "200ms",
+}
+
+
+class StartError(FrameworkError):
+    """An instance ended before it served; the message has its own words."""
+
+
+@dataclass(eq=False)
+class Instance:
+    """One of the processes.
+
+    Attributes:
+        name: `catalog-1`, for people; a process that replaces another keeps it.
+        address: where it serves, as the registry says; empty while it does not.
+        log: the file with what it writes.
+        starts: how many processes it has had.
+    """
+
+    name: str
+    service: str
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+    address: str = ""
+    starts: int = 0
+    leaving: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process else 0
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    @property
+    def state(self) -> str:
+        """`starting`, `serving` or `leaving`."""
+        return "leaving" if self.leaving else "serving" if self.address else "starting"
+
+    def kill(self, by: signal.Signals) -> None:
+        """Send the process a signal."""
+        if self.process is not None and self.alive:
+            self.process.send_signal(by)
+
+
+class Fleet:
+    """The processes. `async with Fleet.start(...)` starts them and ends them.
+
+    Attributes:
+        instances: all of them.
+        failed: is done when an instance cannot be started, with the error.
+    """
+
+    def __init__(self, directory: Path, registry: str, say: Callable[[str], None]) -> None:
+        self.instances = tuple(
+            Instance(f"{service}-{number}", service, directory / f"{service}-{number}.log")
+            for service in SERVICES
+            for number in range(1, INSTANCES + 1)
+        )
+        self.registry: Registry = open_registry(registry)
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._say = say
+        self._found: dict[str, Snapshot] = {}
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._arguments = ("--port", "0", "--registry", registry)
+        self._environment = {**os.environ, **DRAIN, "FRAMEWORK_REGISTRY": registry, "SHOP_DATA": str(directory)}
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, directory: Path, registry: str, say: Callable[[str], None]) -> AsyncIterator[Fleet]:
+        """Start all processes, without waiting for them, and end them with the block.
+
+        Args:
+            directory: for their data and logs.
+            registry: URL of the registry they meet in.
+            say: is told what happens.
+        """
+        fleet = cls(directory, registry, say)
+        watchers = [asyncio.create_task(fleet._watch(service)) for service in SERVICES]
+        keepers = [asyncio.create_task(fleet._keep(instance)) for instance in fleet.instances]
+        try:
+            yield fleet
+        finally:
+            fleet._stopping = True
+            for instance in fleet.instances:
+                instance.leaving = True
+                instance.kill(signal.SIGTERM)
+            try:
+                await asyncio.wait(keepers, timeout=PATIENCE)
+            finally:  # too late, or a second Ctrl-C
+                for instance in fleet.instances:
+                    instance.kill(signal.SIGKILL)
+                await asyncio.wait(keepers)
+                for watcher in watchers:
+                    watcher.cancel()
+                await asyncio.wait(watchers)
+                await fleet.registry.aclose()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds; looked at whenever an instance changes.
+
+        Raises:
+            StartError: an instance cannot be started.
+        """
+        while not condition():
+            if self.failed.done():
+                self.failed.result()
+            await self._changed.wait()
+
+    async def until_serving(self) -> None:
+        """Return once every instance is registered.
+
+        Raises:
+            StartError: one of them cannot be started, or takes too long.
+        """
+        try:
+            async with asyncio.timeout(START):
+                await self.until(lambda: all(instance.state == "serving" for instance in self.instances))
+        except TimeoutError:
+            late = ", ".join(instance.name for instance in self.instances if instance.state != "serving")
+            raise StartError(f"not registered in {self.registry} after {START:g} s: {late}") from None
+
+    async def during(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this, unless an instance cannot be started meanwhile.
+
+        Raises:
+            StartError: that happened, and the work was cancelled.
+        """
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait((task, self.failed), return_when=asyncio.FIRST_COMPLETED)
+            if self.failed.done():
+                self.failed.result()
+            await task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def replace(self, instance: Instance) -> None:
+        """Let an instance drain and start it again, as a rolling update does; returns once the new one serves."""
+        starts = instance.starts
+        instance.leaving = True
+        instance.kill(signal.SIGTERM)
+        await self.until(lambda: instance.starts > starts and instance.state == "serving")
+
+    def of(self, service: str) -> tuple[Instance, ...]:
+        """The instances of a service."""
+        return tuple(instance for instance in self.instances if instance.service == service)
+
+    async def _keep(self, instance: Instance) -> None:
+        """Run an instance again and again."""
+        while not self._stopping and not self.failed.done():
+            with instance.log.open("ab") as log:
+                written = log.tell()
+                instance.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-m", "example_services.runner.instance", f"example_services.{instance.service}:service"),
+                    *self._arguments,
+                    cwd=ROOT,
+                    env=self._environment,
+                    stdin=asyncio.subprocess.PIPE,  # it leaves when this ends
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for us; we tell it
+                )
+            instance.starts += 1
+            self._note()
+            code = await instance.process.wait()
+            if not instance.leaving:
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                if not instance.address:
+                    self._fail(instance, how, written)
+                    return
+                self._say(f"{instance.name} (pid {instance.pid}) {how}; starting it again")
+            instance.leaving = self._stopping
+            self._note()
+
+    async def _watch(self, service: str) -> None:
+        """Follow what the registry says about a service."""
+        async for snapshot in self.registry.watch(service):
+            self._found[service] = snapshot
+            self._note()
+
+    def _note(self) -> None:
+        for instance in self.instances:
+            found = {one.metadata.get("pid"): one.address for one in self._found.get(instance.service, {}).values()}
+            address = found.get(str(instance.pid), "") if instance.alive else ""
+            if address and not instance.address:
+                self._say(f"{instance.name} (pid {instance.pid}) serves on {address}")
+            instance.address = address
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _fail(self, instance: Instance, how: str, written: int) -> None:
+        with instance.log.open("rb") as log:
+            log.seek(written)
+            words = log.read().decode(errors="replace").strip()
+        if not self.failed.done():
+            self.failed.set_exception(StartError(f"{instance.name} {how} before it served:\n{words}"))
+        self._note()
