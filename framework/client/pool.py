@@ -244,4 +244,6 @@ class Pool:
         self._notify()
 
     def __repr__(self) -> str:
-        return f"<Pool {self.service} from {self.where}: {len(self._all.items)} endpoints, {len(self._ready.items)} ready>"
+        return (
+            f"<Pool {self.service} from {self.where}: {len(self._all.items)} endpoints, {len(self._ready.items)} ready>"
+        )

@@ -27,6 +27,16 @@ def outcome_of(error: BaseException) -> Outcome:
     return Outcome.of(error)
 
 
+async def _ended(call: Call) -> Outcome:
+    """Wait for the end of a call that somebody else drives."""
+    if call.outcome is None:
+        ended = asyncio.get_running_loop().create_future()
+        call.on_end(lambda outcome: None if ended.done() else ended.set_result(None))
+        await ended
+    assert call.outcome is not None
+    return call.outcome
+
+
 class UnaryReply(Generic[Res]):
     """A call with one reply: `await` it.
 
@@ -34,7 +44,7 @@ class UnaryReply(Generic[Res]):
         RpcError: the call failed; the class says with which code.
     """
 
-    __slots__ = ("_handler", "_reply", "call")
+    __slots__ = ("_handler", "_reply", "_started", "call")
 
     def __init__(
         self,
@@ -47,14 +57,16 @@ class UnaryReply(Generic[Res]):
         self.call = Call(method, request, tuple(metadata), timeout=timeout)
         self._handler = handler
         self._reply: Res | None = None
+        self._started = False
 
     def __await__(self) -> Generator[Any, None, Res]:
         return self._run().__await__()
 
     async def _run(self) -> Res:
         call = self.call
-        if call.outcome is not None:
-            return self._again(call.outcome)
+        if self._started:
+            return await self._again()
+        self._started = True
         try:
             reply: Res = await self._handler(call)
         except BaseException as error:
@@ -64,7 +76,9 @@ class UnaryReply(Generic[Res]):
         call.end(OK)
         return reply
 
-    def _again(self, outcome: Outcome) -> Res:
+    async def _again(self) -> Res:
+        """For whoever asks second, or at the same time."""
+        outcome = await _ended(self.call)
         if outcome.error is not None:
             raise outcome.error
         return self._reply  # type: ignore[return-value]  # an OK call has one
@@ -98,7 +112,7 @@ class StreamReply(AsyncIterator[Res]):
         RpcError: the call failed; the class says with which code.
     """
 
-    __slots__ = ("_handler", "_stream", "call")
+    __slots__ = ("_handler", "_starting", "_stream", "call")
 
     def __init__(
         self,
@@ -111,6 +125,7 @@ class StreamReply(AsyncIterator[Res]):
         self.call = Call(method, request, tuple(metadata), timeout=timeout)
         self._handler = handler
         self._stream: Stream[Res] | None = None
+        self._starting: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -124,18 +139,27 @@ class StreamReply(AsyncIterator[Res]):
         return await (await self._start()).__anext__()
 
     async def _start(self) -> Stream[Res]:
-        if self._stream is None:
-            call = self.call
-            if call.outcome is not None:  # it failed before its first message, or was closed
-                raise call.outcome.error if isinstance(call.outcome.error, RpcError) else StopAsyncIteration
-            try:
-                stream: Stream[Res] = await self._handler(call)
-            except BaseException as error:
-                call.end(outcome_of(error))
-                raise
-            stream.on_end(call.end)
-            self._stream = stream
-        return self._stream
+        if self._starting is not None:  # by another task
+            await asyncio.wait([self._starting])
+        if self._stream is not None:
+            return self._stream
+        call = self.call
+        if call.outcome is not None:  # it failed before its first message, or was closed
+            raise call.outcome.error if isinstance(call.outcome.error, RpcError) else StopAsyncIteration
+        self._starting = asyncio.get_running_loop().create_future()
+        try:
+            stream: Stream[Res] = await self._handler(call)
+        except BaseException as error:
+            call.end(outcome_of(error))
+            raise
+        finally:
+            self._starting.set_result(None)
+            self._starting = None
+        stream.on_end(call.end)
+        if self.call.outcome is not None:  # closed meanwhile
+            stream.cancel()
+        self._stream = stream
+        return stream
 
     async def initial_metadata(self) -> Metadata:
         """Response headers; starts the call. Raises like iterating over it."""

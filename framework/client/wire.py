@@ -3,7 +3,7 @@
 A call is handed to grpc only once the connection is READY. So a call that finds none is known not to have been sent,
 and may go to another endpoint whatever its method is.
 
-What grpc.aio gets wrong is put right here: INTERNAL for a deadline that passes while sending, a request iterator's
+What grpc.aio gets wrong is put right here: INTERNAL for whatever ends a call while it sends, a request iterator's
 exception shown as a cancellation, a dropped stream that keeps the server busy, a feeding task that outlives its call.
 """
 
@@ -156,7 +156,7 @@ def _unary(
         try:
             raw = await rpc
         except BaseException as error:
-            raise _explain(call, rpc, error, feed) from None
+            raise _explain(call, rpc, await _settled(rpc, error), feed) from None
         finally:
             if feed is not None:
                 feed.stop()
@@ -193,7 +193,9 @@ def _streams(
             if rpc.done() and await rpc.code() is not grpc.StatusCode.OK:
                 await rpc.read()  # raises what the status says
         except BaseException as error:
-            raise replies.fail(error) from None
+            settled = await _settled(rpc, error)
+            if not isinstance(settled, StopAsyncIteration):
+                raise replies.fail(settled) from None
         return replies
 
     return stream
@@ -226,12 +228,13 @@ class Replies(Stream[Any]):
             raw = await self._next()
             watchdog.since = None
             return self._decode(raw)
-        except StopAsyncIteration:
+        except BaseException as error:
+            settled = await _settled(self._rpc, error)
+            if not isinstance(settled, StopAsyncIteration):
+                raise self.fail(settled) from None
             self._call.trailer = tuple(await self._rpc.trailing_metadata())
             self._finish(OK)
-            raise
-        except BaseException as error:
-            raise self.fail(error) from None
+            raise StopAsyncIteration from None
 
     def fail(self, error: BaseException) -> BaseException:
         """End the stream with what this exception means, which is returned."""
@@ -271,22 +274,38 @@ class Feed:
                 iterator = aiter(requests)
                 try:
                     async for request in iterator:
-                        await rpc.write(encode(request))
+                        if not await _written(rpc, encode(request)):
+                            return
                 finally:
                     await _close(iterator)
             else:
                 for request in requests:
-                    await rpc.write(encode(request))
-            await rpc.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
-            pass  # the RPC has ended; its status says why
+                    if not await _written(rpc, encode(request)):
+                        return
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await rpc.done_writing()
         except BaseException as error:
-            self.error = error
-            rpc.cancel()
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                self.error = error
+                rpc.cancel()
 
     def stop(self) -> None:
         """The RPC has ended: stop writing, and tell the user's iterable."""
         self._task.cancel()
+
+
+async def _written(rpc: Any, request: bytes) -> bool:
+    """False when the RPC has ended; its status says why."""
+    try:
+        await rpc.write(request)
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return False
+    except asyncio.CancelledError:
+        if not rpc.done():
+            raise
+        return False
+    return True
 
 
 async def _close(iterator: AsyncIterator[Any]) -> None:
@@ -327,6 +346,33 @@ class Watchdog:
     def stop(self) -> None:
         """The stream has ended."""
         self._handle.cancel()
+
+
+_WRITE_FAILED = "Internal error from Core"
+"""The message of the status that grpc.aio makes up when a write fails."""
+
+_SETTLE = 200
+"""Looks for the true status, a millisecond apart; it is on its way when a write has failed."""
+
+
+async def _settled(rpc: Any, error: BaseException) -> BaseException:
+    """The error that the RPC's true status makes of this one; StopAsyncIteration when that is OK.
+
+    A write fails because the call has ended: a deadline, a server that answered early, a lost connection. grpc.aio then
+    calls the whole call INTERNAL until the status arrives that says why, and nothing tells when it has.
+    """
+    if not isinstance(error, grpc.aio.AioRpcError) or error.details() != _WRITE_FAILED:
+        return error
+    for _ in range(_SETTLE):
+        if await rpc.details() != _WRITE_FAILED:
+            break
+        await asyncio.sleep(0.001)
+    code = await rpc.code()
+    if code is grpc.StatusCode.OK:
+        return StopAsyncIteration()
+    return grpc.aio.AioRpcError(
+        code, await rpc.initial_metadata(), await rpc.trailing_metadata(), details=await rpc.details()
+    )
 
 
 def _timeout(call: Call) -> float | None:

@@ -103,7 +103,7 @@ class Pipeline:
             if raw is not None:
                 call.request = bound.decode(raw)
             reply = await bound.handler(call)
-            _raise_for_status(call)
+            _raise_for_ending(call)
             encoded = bound.encode(reply)
         except BaseException as error:
             raise self._fail(call, error) from error
@@ -124,7 +124,7 @@ class Pipeline:
             replies = await bound.handler(call)
             async for reply in replies:
                 await write(encode(reply))
-            _raise_for_status(call)
+            _raise_for_ending(call)
         except BaseException as error:
             failure = self._fail(call, error)
             if replies is not None and replies.outcome is None:
@@ -181,7 +181,10 @@ class Pipeline:
         return Internal(f"internal error {error_id}; its cause stands in the log of the server")
 
 
-def _raise_for_status(call: ServerCall) -> None:
+def _raise_for_ending(call: ServerCall) -> None:
+    """A handler that returns may have set a status, or have swallowed its cancellation."""
+    if call.task is not None and call.task.cancelling():
+        raise asyncio.CancelledError
     code, details = call.status
     if code is not Code.OK:
         raise error_for(code, details, metadata=call.trailer)

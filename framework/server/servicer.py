@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from abc import ABC
 from collections.abc import AsyncIterator, Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from framework.call import ABANDONED, OK, Call, Handler, Method, Outcome, Stream
 from framework.errors import FrameworkError
@@ -30,11 +30,15 @@ class Servicer(ABC):
 
     __methods__: ClassVar[tuple[Method[Any, Any], ...]] = ()
 
-    def __new__(cls, *args: object, **kwargs: object) -> Servicer:
-        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-            shapes = [signature(method) for method in cls.__methods__ if method.name in missing] or missing
-            raise ServicerError(f"{cls.__name__} does not implement {', '.join(missing)}. Write: {'; '.join(shapes)}")
-        return super().__new__(cls)
+    if not TYPE_CHECKING:  # a type checker is to see the signature of the user's own __init__
+
+        def __new__(cls, *args, **kwargs):
+            if missing := sorted(cls.__abstractmethods__):
+                shapes = [signature(method) for method in cls.__methods__ if method.name in missing] or missing
+                raise ServicerError(
+                    f"{cls.__name__} does not implement {', '.join(missing)}. Write: {'; '.join(shapes)}"
+                )
+            return super().__new__(cls)
 
 
 def signature(method: Method[Any, Any]) -> str:

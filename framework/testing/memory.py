@@ -63,6 +63,11 @@ class Pipe:
         _wake(self._writer)
         return item
 
+    @property
+    def empty(self) -> bool:
+        """No message waits to be read."""
+        return not self._items
+
     def end(self) -> None:
         """No more messages."""
         self._ended = True
@@ -187,7 +192,7 @@ class MemoryTransport:
             exchange.task.add_done_callback(lambda task: wire.send_header_now(serving.header))
             try:
                 await exchange.waiting(header)
-                if exchange.task.done():
+                if exchange.task.done() and pipe.empty:
                     exchange.raise_failure()
             except BaseException as error:
                 raise replies.fail(error) from None
@@ -283,7 +288,7 @@ class Exchange:
         future.add_done_callback(lambda done: self._interrupt())
         while not future.done() and self._late is None and (self._feed is None or self._feed.error is None):
             await self._wait()
-        self.raise_failure(only_local=not self.task.done())
+        self.raise_failure(only_local=True)
 
     async def read(self, pipe: Pipe) -> bytes | None:
         """The next reply, None at the end. Raises what the call failed with."""
@@ -453,12 +458,14 @@ class Feed:
                 for request in requests:
                     await self._pipe.write(encode(request))
             self._pipe.end()
-        except (Broken, asyncio.CancelledError):
-            self._pipe.break_off()
+        except Broken:
+            pass  # the call has ended; its status says why
         except BaseException as error:
-            self.error = error
+            task = asyncio.current_task()
             self._pipe.break_off()
-            self.failed()
+            if task is None or not task.cancelling():
+                self.error = error
+                self.failed()
 
     def stop(self) -> None:
         """The call has ended."""
