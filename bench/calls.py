@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue, Int64Value
 
 from bench.echo import CPU, PAYLOAD, SERVICE, STREAM, UNARY, UPLOAD, Echo
 from bench.harness import Row, paired
-from framework import Drain, Service, ServerSettings, Settings, StreamReply, UnaryReply, connect
+from framework import Service, Settings, StreamReply, UnaryReply, connect
 from framework.testing import Network
 
 CALLS = 400
@@ -85,9 +85,7 @@ class Bare:
     """The same over grpc.aio alone."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._unary: Any = channel.unary_unary(
-            f"/{SERVICE}/Unary", BytesValue.SerializeToString, BytesValue.FromString
-        )
+        self._unary: Any = channel.unary_unary(f"/{SERVICE}/Unary", BytesValue.SerializeToString, BytesValue.FromString)
         self._stream: Any = channel.unary_stream(
             f"/{SERVICE}/Stream", Int64Value.SerializeToString, BytesValue.FromString
         )
@@ -181,14 +179,13 @@ async def memory() -> AsyncIterator[Row]:
     from framework.call import Call
 
     service = Service("echo", servicers=[Echo()])
-    settings = Settings(registry="none", server=ServerSettings(drain=Drain(0, 0.1, 0.1)))
     raw_server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     from bench.echo import bare_handlers
 
     raw_server.add_generic_rpc_handlers((bare_handlers(),))
     port = raw_server.add_insecure_port("127.0.0.1:0")
     await raw_server.start()
-    assert settings
+
     async with Network() as network, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as raw:
         network.add(service)
         channel = network.connect("echo")

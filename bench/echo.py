@@ -1,6 +1,6 @@
 """The service of the benchmarks, as our servicer and as a bare grpc.aio one; run as a process of its own.
 
-    python -m bench.echo ours|bare
+python -m bench.echo ours|bare
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uvloop
 from google.protobuf.struct_pb2 import Value
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue, Int64Value
 
-from framework import Context, Drain, Method, Service, Servicer, ServerSettings, Settings
+from framework import Context, Drain, Method, ServerSettings, Service, Servicer, Settings
 
 SERVICE = "bench.Echo"
 UNARY = Method(SERVICE, "Unary", BytesValue, BytesValue)

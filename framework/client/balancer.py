@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from framework.call import Handler, Method
 from framework.config import Balancer as BalancerName
@@ -38,7 +38,7 @@ class Transport(Protocol):
     def failed(self) -> bool:
         """The last attempt to connect failed, and the next is not due yet."""
 
-    def bind(self, method: Method[object, object]) -> Handler:
+    def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method over this transport."""
 
     def connect(self) -> None:
@@ -53,30 +53,35 @@ class Endpoint:
 
     The cost is the peak-EWMA of latency times the calls in flight and one more: a latency above the average replaces
     it at once, better ones win slowly. Source: Finagle's PeakEwma; P2C: Mitzenmacher, "The Power of Two Choices".
+
+    Attributes:
+        instance: what the registry says of it.
+        transport: the way to it.
+        available: a call would leave at once; kept here by the pool, since a pick looks at nothing else.
+        pending: calls in flight.
+        last_pick: when it was picked last, on the loop's clock in seconds.
+        retired: the registry does not have it any more.
     """
 
-    __slots__ = ("_bound", "_ewma", "_stamp", "instance", "last_pick", "pending", "position", "retired", "transport")
+    __slots__ = ("_bound", "_ewma", "_stamp", "available", "instance", "last_pick", "pending", "retired", "transport")
 
     def __init__(self, instance: Instance, transport: Transport) -> None:
         self.instance = instance
         self.transport = transport
+        self.available = transport.ready
         self.pending = 0
         self.last_pick = 0.0
         self.retired = False
         self._ewma = 0.0
         self._stamp = 0.0
-        self._bound: dict[Method[object, object], Handler] = {}
+        self._bound: dict[Method[Any, Any], Handler] = {}
 
-    def bind(self, method: Method[object, object]) -> Handler:
+    def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method on this endpoint."""
         handler = self._bound.get(method)
         if handler is None:
             handler = self._bound[method] = self.transport.bind(method)
         return handler
-
-    def available(self) -> bool:
-        """Whether a call would leave at once."""
-        return self.transport.ready
 
     def cost(self, now: float) -> float:
         """Expected seconds of one more call."""
@@ -132,10 +137,10 @@ class PeakEwma:
         first = int(self._random() * count)
         second = int(self._random() * (count - 1))
         a, b = endpoints[first], endpoints[second + (second >= first)]
-        if not a.available():
+        if not a.available:
             _wake(a)
             return _wake(b)
-        if not b.available():
+        if not b.available:
             _wake(b)
             return a
         if a.cost(now) > b.cost(now):
@@ -155,7 +160,7 @@ class RoundRobin:
 
 
 def _wake(endpoint: Endpoint) -> Endpoint:
-    if not endpoint.transport.ready:
+    if not endpoint.available:
         endpoint.transport.connect()
     return endpoint
 

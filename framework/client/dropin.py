@@ -84,7 +84,7 @@ class Channel(ServiceChannel, grpc.aio.Channel):
         if try_to_connect:
             self.pool.start()
             self.pool.pick(asyncio.get_running_loop().time())
-        ready = any(endpoint.available() for endpoint in self.pool.endpoints)
+        ready = any(endpoint.available for endpoint in self.pool.endpoints)
         return grpc.ChannelConnectivity.READY if ready else grpc.ChannelConnectivity.IDLE
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:

@@ -111,7 +111,7 @@ class Pool:
         for name, instance in snapshot.items():
             endpoint = self._by_id.get(name)
             if endpoint is not None:
-                if endpoint.instance is instance or endpoint.instance == instance:
+                if endpoint.instance is instance:
                     continue
                 if endpoint.instance.address == instance.address:
                     endpoint.instance = instance
@@ -128,7 +128,8 @@ class Pool:
         self._all.add(endpoint)
 
         def changed() -> None:
-            if transport.ready and not endpoint.retired:
+            endpoint.available = transport.ready
+            if endpoint.available and not endpoint.retired:
                 self._ready.add(endpoint)
             else:
                 self._ready.discard(endpoint)
@@ -165,7 +166,7 @@ class Pool:
         if not self._all.items:
             return None
         endpoint = self._balancer.choose(self._all.items, now)
-        if endpoint.available():
+        if endpoint.available:
             return endpoint
         return self._balancer.choose(self._ready.items, now) if self._ready.items else None
 

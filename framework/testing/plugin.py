@@ -19,15 +19,15 @@ try:
     from pytest_asyncio import fixture as _fixture
 except ImportError:
 
-    @pytest.fixture
-    def network() -> None:
+    @pytest.fixture(name="network")
+    def _no_network() -> None:
         """Says what is missing."""
         raise pytest.UsageError("the fixture `network` needs pytest-asyncio: pip install 'framework-grpc[test]'")
 
 else:
 
-    @_fixture
-    async def network() -> AsyncIterator[Network]:
+    @_fixture(name="network")
+    async def _network() -> AsyncIterator[Network]:
         """A network in memory: `network.add(service)`, then `Client(network.connect(name))`."""
         from framework.testing.network import Network
 
