@@ -47,16 +47,7 @@ from example_services.shop.orders.v1.orders_pb2 import (
 from example_services.shop.orders.v1.orders_rpc import OrdersServicer
 from example_services.shop.payments.v1.payments_pb2 import ChargeRequest, RefundRequest
 from example_services.shop.payments.v1.payments_rpc import PaymentsClient
-from framework import (
-    AlreadyExists,
-    Context,
-    DeadlineExceeded,
-    FailedPrecondition,
-    NotFound,
-    Service,
-    Unavailable,
-    connect,
-)
+from framework import AlreadyExists, Context, FailedPrecondition, NotFound, Service, Unavailable, connect
 
 log = logging.getLogger(__name__)
 
@@ -294,9 +285,7 @@ async def lifespan(service: Service) -> AsyncIterator[None]:
 
 ERRORS = {
     KeyReused: AlreadyExists,
-    # A peer that is away or late: the order is kept as far as it got, and the caller may repeat the call.
-    Unavailable: Unavailable,
-    DeadlineExceeded: Unavailable,
+    Unavailable: Unavailable,  # of a peer: the order is kept as far as it got, and the caller may repeat the call
 }
 service = Service("orders", lifespan=lifespan, errors=ERRORS, metadata={"pid": str(os.getpid())})
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ class Instance:
         address: where it serves, as the registry says; empty while it does not.
         log: the file with what it writes.
         starts: how many processes it has had.
+        served: the present one has been in the registry.
+        leaving: it has been told to end.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Instance:
     process: asyncio.subprocess.Process | None = None
     address: str = ""
     starts: int = 0
+    served: bool = False
     leaving: bool = False
 
     @property
@@ -103,27 +106,24 @@ class Fleet:
             directory: for their data and logs.
             registry: URL of the registry they meet in.
             say: is told what happens.
+
+        Raises:
+            ConfigError: the registry cannot be used.
         """
         fleet = cls(directory, registry, say)
-        watchers = [asyncio.create_task(fleet._watch(service)) for service in SERVICES]
-        keepers = [asyncio.create_task(fleet._keep(instance)) for instance in fleet.instances]
         try:
-            yield fleet
-        finally:
-            fleet._stopping = True
-            for instance in fleet.instances:
-                instance.leaving = True
-                instance.kill(signal.SIGTERM)
+            await fleet.registry.services()  # one that is not there is best told at once
+            watchers = [asyncio.create_task(fleet._watch(service)) for service in SERVICES]
+            keepers = [asyncio.create_task(fleet._keep(instance)) for instance in fleet.instances]
             try:
-                await asyncio.wait(keepers, timeout=PATIENCE)
-            finally:  # too late, or a second Ctrl-C
-                for instance in fleet.instances:
-                    instance.kill(signal.SIGKILL)
-                await asyncio.wait(keepers)
+                yield fleet
+            finally:
+                await fleet._end(keepers)
                 for watcher in watchers:
                     watcher.cancel()
                 await asyncio.wait(watchers)
-                await fleet.registry.aclose()
+        finally:
+            await fleet.registry.aclose()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once the condition holds; looked at whenever an instance changes.
@@ -193,16 +193,30 @@ class Fleet:
                     start_new_session=True,  # Ctrl-C is for us; we tell it
                 )
             instance.starts += 1
+            instance.served = False
             self._note()
             code = await instance.process.wait()
             if not instance.leaving:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                if not instance.address:
+                if not instance.served:
                     self._fail(instance, how, written)
                     return
                 self._say(f"{instance.name} (pid {instance.pid}) {how}; starting it again")
             instance.leaving = self._stopping
             self._note()
+
+    async def _end(self, keepers: Iterable[asyncio.Task[None]]) -> None:
+        """Let all instances drain; kill those that are too slow, and all when this is cancelled."""
+        self._stopping = True
+        for instance in self.instances:
+            instance.leaving = True
+            instance.kill(signal.SIGTERM)
+        try:
+            await asyncio.wait(keepers, timeout=PATIENCE)
+        finally:
+            for instance in self.instances:
+                instance.kill(signal.SIGKILL)
+            await asyncio.wait(keepers)
 
     async def _watch(self, service: str) -> None:
         """Follow what the registry says about a service."""
@@ -214,9 +228,10 @@ class Fleet:
         for instance in self.instances:
             found = {one.metadata.get("pid"): one.address for one in self._found.get(instance.service, {}).values()}
             address = found.get(str(instance.pid), "") if instance.alive else ""
-            if address and not instance.address:
-                self._say(f"{instance.name} (pid {instance.pid}) serves on {address}")
             instance.address = address
+            if address and not instance.served:
+                instance.served = True
+                self._say(f"{instance.name} (pid {instance.pid}) serves on {address}")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

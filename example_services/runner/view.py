@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from example_services.runner.customers import Tally, price
 from example_services.runner.fleet import Fleet
@@ -89,7 +89,7 @@ def _instances(fleet: Fleet) -> Table:
 
 
 def _orders(tally: Tally) -> Table:
-    table = Table("order", "customer", "total", "what")
+    table = Table("order", "customer", "total", Column("what", no_wrap=True))
     for order in tally.recent:
         what = ", ".join(f"{line.quantity} {line.name}" for line in order.lines)
         table.add_row(order.id, order.customer_id, price(order.total), what)
