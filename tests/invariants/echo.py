@@ -50,9 +50,7 @@ class EchoServicer(Servicer):
     async def StreamUnary(self, requests: AsyncIterator[StringValue], context: Context, /) -> StringValue: ...
 
     @abstractmethod
-    def StreamStream(
-        self, requests: AsyncIterator[StringValue], context: Context, /
-    ) -> AsyncIterator[StringValue]: ...
+    def StreamStream(self, requests: AsyncIterator[StringValue], context: Context, /) -> AsyncIterator[StringValue]: ...
 
 
 class EchoClient:
@@ -102,7 +100,7 @@ class Echo(EchoServicer):
     def __init__(self, behave: Behaviour = repeat) -> None:
         self.behave = behave
 
-    async def UnaryUnary(self, request: StringValue, context: Context, /) -> StringValue:
+    async def UnaryUnary(self, request: StringValue, context: Context, /) -> Any:
         return await _last(self.behave(_one(request), context))
 
     async def UnaryStream(self, request: StringValue, context: Context, /) -> AsyncIterator[StringValue]:
@@ -110,7 +108,7 @@ class Echo(EchoServicer):
             async for reply in replies:
                 yield reply
 
-    async def StreamUnary(self, requests: AsyncIterator[StringValue], context: Context, /) -> StringValue:
+    async def StreamUnary(self, requests: AsyncIterator[StringValue], context: Context, /) -> Any:
         return await _last(self.behave(requests, context))
 
     async def StreamStream(
@@ -130,6 +128,25 @@ async def _last(replies: AsyncIterator[Any]) -> Any:
     async for reply in replies:  # noqa: B007  # the last one is what it is about
         pass
     return reply
+
+
+def raising(error: BaseException, *, read: bool = True, replies: int = 0) -> Behaviour:
+    """A behaviour that replies some times and then raises."""
+
+    async def behave(requests: AsyncIterator[StringValue], context: Context) -> AsyncIterator[StringValue]:
+        if read:
+            async for _ in requests:
+                pass
+        for number in range(replies):
+            yield text(str(number))
+        raise error
+
+    return behave
+
+
+async def never() -> None:
+    """Wait for ever."""
+    await asyncio.get_running_loop().create_future()
 
 
 class Blocked:
@@ -159,7 +176,7 @@ class Blocked:
             for number in range(self._replies):
                 yield text(str(number))
             self.waits.set()
-            await asyncio.get_running_loop().create_future()
+            await never()
         except BaseException as error:
             self.error = error
             raise

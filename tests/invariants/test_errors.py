@@ -14,28 +14,14 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from framework import Code, Context, Internal, InvalidArgument, NotFound, RpcError, Unavailable, connect
 from framework.errors import BY_CODE
 from tests.invariants.conftest import Arity, World, collect, only, open_world, soon, streaming, uploading
-from tests.invariants.echo import Behaviour, text
-
-
-def failing(error: BaseException, *, after: int = 0, read: bool = True) -> Behaviour:
-    """A behaviour that replies some times and then raises."""
-
-    async def behave(requests: AsyncIterator[StringValue], context: Context) -> AsyncIterator[StringValue]:
-        if read:
-            async for _ in requests:
-                pass
-        for number in range(after):
-            yield text(str(number))
-        raise error
-
-    return behave
+from tests.invariants.echo import EchoClient, raising, text
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK], ids=lambda code: code.name)
 @only(client_streaming=False, server_streaming=False)
 async def test_whole_family(world: World, code: Code) -> None:
     """Each error that a handler raises is raised by the call."""
-    world.serve(failing(BY_CODE[code]("because")))
+    world.serve(raising(BY_CODE[code]("because")))
     with pytest.raises(BY_CODE[code]) as caught:
         await world.call()
     assert (type(caught.value), caught.value.message) == (BY_CODE[code], "because")
@@ -46,7 +32,7 @@ async def test_everything_an_error_carries(world: World) -> None:
     """Message, details and trailing metadata arrive; the error says that the peer sent it, and in which call."""
     details = [ErrorInfo(reason="gone", domain="echo"), BadRequest()]
     metadata = (("why", "it was eaten"), ("proof-bin", b"\x00\xff"))
-    world.serve(failing(NotFound("no product ü9", details=details, metadata=metadata)))
+    world.serve(raising(NotFound("no product ü9", details=details, metadata=metadata)))
     with pytest.raises(NotFound) as caught:
         await world.call()
     error = caught.value
@@ -59,7 +45,7 @@ async def test_everything_an_error_carries(world: World) -> None:
 
 async def test_details_of_a_type_of_ones_own(world: World) -> None:
     """A detail may be any message."""
-    world.serve(failing(NotFound("gone", details=[text("mine")])))
+    world.serve(raising(NotFound("gone", details=[text("mine")])))
     with pytest.raises(NotFound) as caught:
         await world.call()
     assert list(caught.value.details) == [text("mine")]
@@ -70,8 +56,8 @@ async def test_trailing_metadata_of_context_and_error(world: World) -> None:
 
     async def behave(requests: Any, context: Context) -> AsyncIterator[StringValue]:
         context.set_trailing_metadata((("cost", "7"),))
+        yield text("not seen when there is one reply")
         raise NotFound("gone", metadata=(("why", "eaten"),))
-        yield
 
     world.serve(behave)
     with pytest.raises(NotFound) as caught:
@@ -83,8 +69,8 @@ async def test_abort(world: World) -> None:
     """`context.abort` is the way of grpc.aio to say the same."""
 
     async def behave(requests: Any, context: Context) -> AsyncIterator[StringValue]:
+        yield text("not seen when there is one reply")
         await context.abort(Code.NOT_FOUND, "gone", (("why", "eaten"),))
-        yield
 
     world.serve(behave)
     with pytest.raises(NotFound) as caught:
@@ -110,7 +96,7 @@ async def test_status_set_and_returned(world: World) -> None:
 
 async def test_unexpected_exception(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The caller gets INTERNAL with an id; the text stands only in the log of the server, under the same id."""
-    world.serve(failing(ValueError("the password is 1234")))
+    world.serve(raising(ValueError("the password is 1234")))
     with caplog.at_level(logging.ERROR, "framework"), pytest.raises(Internal) as caught:
         await world.call()
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -127,7 +113,7 @@ async def test_unexpected_exception(world: World, caplog: pytest.LogCaptureFixtu
 async def test_downstream_error_that_escapes(world: World, remote: bool, caplog: pytest.LogCaptureFixture) -> None:
     """An error of a call that the handler made itself is no answer to its caller: INTERNAL, the text in the log."""
     downstream = NotFound("no secret 7", remote=remote, attempts=1, method="other.v1.Other/Get")
-    world.serve(failing(downstream))
+    world.serve(raising(downstream))
     with caplog.at_level(logging.ERROR, "framework"), pytest.raises(Internal) as caught:
         await world.call()
     assert "secret" not in caught.value.message
@@ -141,7 +127,7 @@ async def test_real_downstream_failure(world: World) -> None:
     async def behave(requests: Any, context: Context) -> AsyncIterator[StringValue]:
         async with connect("static://127.0.0.1:1") as channel:
             await channel.unary_unary("/other.v1.Other/Get")(b"")
-            yield
+            yield text("never")
 
     world.serve(behave)
     with pytest.raises(Internal):
@@ -154,7 +140,7 @@ async def test_mapped_exception(wire: str, arity: Arity) -> None:
     class Missing(LookupError):
         pass
 
-    async with open_world(wire, arity, behave=failing(Missing("p9")), errors={LookupError: NotFound}) as world:
+    async with open_world(wire, arity, behave=raising(Missing("p9")), errors={LookupError: NotFound}) as world:
         with pytest.raises(NotFound) as caught:
             await world.call()
         assert (caught.value.message, caught.value.remote) == ("p9", True)
@@ -164,7 +150,7 @@ async def test_mapped_exception(wire: str, arity: Arity) -> None:
 @pytest.mark.parametrize("read", [True, False])
 async def test_handler_raises_cancelled_error(world: World, read: bool) -> None:
     """A cancellation that the handler made up itself is a failure of the server: the caller does not wait for ever."""
-    world.serve(failing(asyncio.CancelledError(), read=read))
+    world.serve(raising(asyncio.CancelledError(), read=read))
     with pytest.raises(Internal) as caught:
         await soon(world.call())
     assert caught.value.remote
@@ -178,7 +164,7 @@ async def test_handler_awaits_a_cancelled_task(world: World) -> None:
         task = asyncio.create_task(asyncio.sleep(3600))
         asyncio.get_running_loop().call_soon(task.cancel)
         await task
-        yield
+        yield text("never")
 
     world.serve(behave)
     with pytest.raises(Internal):
@@ -187,7 +173,7 @@ async def test_handler_awaits_a_cancelled_task(world: World) -> None:
 
 async def test_timeout_error_in_a_handler(world: World) -> None:
     """A TimeoutError of the handler's own is unexpected like any other: not the caller's deadline."""
-    world.serve(failing(TimeoutError("database")))
+    world.serve(raising(TimeoutError("database")))
     with pytest.raises(Internal):
         await world.call()
 
@@ -195,11 +181,10 @@ async def test_timeout_error_in_a_handler(world: World) -> None:
 @streaming
 async def test_failure_after_some_messages(world: World) -> None:
     """What was sent before a stream failed arrives, then the error."""
-    world.serve(failing(Unavailable("restarting", metadata=(("after", "3"),)), after=3))
+    world.serve(raising(Unavailable("restarting", metadata=(("after", "3"),)), replies=3))
     got: list[str] = []
     with pytest.raises(Unavailable) as caught:
-        async for message in world.start():  # type: ignore[union-attr]  # a stream
-            got.append(message.value)
+        await collect(world.start(), got)
     assert got == ["0", "1", "2"]
     assert (caught.value.message, caught.value.remote, caught.value.metadata) == ("restarting", True, (("after", "3"),))
     assert await world.endings() == ([(Code.UNAVAILABLE, True, True)], [(Code.UNAVAILABLE, False, True)])
@@ -208,8 +193,8 @@ async def test_failure_after_some_messages(world: World) -> None:
 @streaming
 async def test_unexpected_exception_after_some_messages(world: World) -> None:
     """The text of an exception does not leak in the middle of a stream either."""
-    world.serve(failing(ValueError("secret"), after=2))
-    with pytest.raises(Internal, match="^(?!.*secret)"):
+    world.serve(raising(ValueError("secret"), replies=2))
+    with pytest.raises(Internal, match=r"^(?!.*secret)"):
         await world.call()
 
 
@@ -225,7 +210,7 @@ async def test_failure_before_the_requests_are_read(world: World) -> None:
         finally:
             closed.set()
 
-    world.serve(failing(InvalidArgument("no"), read=False))
+    world.serve(raising(InvalidArgument("no"), read=False))
     with pytest.raises(InvalidArgument):
         await soon(world.call(source=endless()))
     await soon(closed.wait())
@@ -251,8 +236,8 @@ async def test_no_reply_at_all(world: World) -> None:
     """A handler that forgets to return its reply is INTERNAL."""
 
     async def behave(requests: Any, context: Context) -> AsyncIterator[Any]:
-        return
-        yield
+        for _ in ():
+            yield
 
     world.serve(behave)
     with pytest.raises(Internal):
@@ -261,31 +246,18 @@ async def test_no_reply_at_all(world: World) -> None:
 
 async def test_wrong_type_of_request(world: World) -> None:
     """A request of another class is a TypeError of the caller's, naming the method and both classes."""
-    message: Any = Int32Value(value=1)
+    wrong: Any = Int32Value(value=1)
+    argument = [text("a"), wrong] if world.arity.client_streaming else wrong
     with pytest.raises(TypeError) as caught:
-        if world.arity.client_streaming:
-            await soon(world.call(source=[text("a"), message]))
-        else:
-            call = getattr(_client(world), world.arity.method)
-            await soon(collect(call(message)))
+        await soon(collect(getattr(EchoClient(world.channel), world.arity.method)(argument)))
     for word in (world.arity.method, "StringValue", "Int32Value"):
         assert word in str(caught.value)
-    await _endings_of_the_client(world)
-
-
-def _client(world: World) -> Any:
-    from tests.invariants.echo import EchoClient
-
-    return EchoClient(world.channel)
-
-
-async def _endings_of_the_client(world: World) -> None:
     assert [outcome.remote for outcome in world.called] == [False]
 
 
 async def test_attempts_and_text_of_an_error(world: World) -> None:
     """An error reads well in a traceback."""
-    world.serve(failing(NotFound("no product p9")))
+    world.serve(raising(NotFound("no product p9")))
     with pytest.raises(RpcError) as caught:
         await world.call()
     assert str(caught.value) == f"NOT_FOUND: no product p9 [echo.v1.Echo/{world.arity.method}]"
