@@ -203,7 +203,13 @@ class Service:
                 await stopping.wait()
                 if interactive and received[0] is signal.SIGINT:
                     drain = QUICK_DRAIN
-                log.info("%s drains: %s", self.name, drain)
+                log.info(
+                    "%s drains: it accepts for %g s more, then calls have %g s and streams %g s",
+                    self.name,
+                    drain.delay,
+                    drain.grace,
+                    drain.streams,
+                )
                 server.settings = dataclasses.replace(server.settings, drain=drain)
         except asyncio.CancelledError:
             if len(received) < 2:
