@@ -116,6 +116,7 @@ class Customers:
                     self._say(f"an order failed: {error}")
                     return None
                 self.tally.repeated += 1
+                self._say(f"an order is repeated: {error}")
                 await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
                 pause *= 2
             else:

@@ -1,0 +1,135 @@
+"""`make run`, as a person at a terminal meets it: what it prints, what it takes to end it, and what is left."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.example.running import ROOT, Running, running
+from tests.tools import tool
+
+
+def test_once_places_its_orders_and_ends(tmp_path: Path) -> None:
+    """100 orders, none failed, every kind of stream used, and nothing left behind."""
+    start = time.monotonic()
+    with running(tmp_path, "--once") as shop:
+        assert shop.end() == 0, shop
+    assert time.monotonic() - start < 15
+    assert shop.lines[-1] == "orders placed: 100, failed: 0"
+    assert len(shop.pids) == 8
+    assert shop.left() == []
+    assert list(tmp_path.iterdir()) == []
+    for said in ("a basket costs", "is SHIPPED", "pieces arrived"):
+        assert said in str(shop)
+
+
+def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
+    """One line says so, at once."""
+    with running(tmp_path, "--once", "--registry", "consul://127.0.0.1:1") as shop:
+        assert shop.end() == 1
+    [line] = shop.lines
+    assert "Consul at http://127.0.0.1:1 does not answer" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_children_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    """kill -9 of the parent ends the whole shop."""
+    with running(tmp_path) as shop:
+        shop.until("kill -9")
+        assert shop.end(signal.SIGKILL) == -signal.SIGKILL
+        give_up = time.monotonic() + 5
+        while shop.left():
+            assert time.monotonic() < give_up, shop.left()
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The shop, running; ended with Ctrl-C."""
+    directory = tmp_path_factory.mktemp("shop")
+    with running(directory) as shop:
+        shop.until("kill -9")
+        yield shop
+        start = time.monotonic()
+        assert shop.end(signal.SIGINT) == 0, shop
+        assert time.monotonic() - start < 3
+        assert shop.lines[-1].endswith("failed: 0")
+        assert shop.left() == []
+        assert list(directory.iterdir()) == []
+
+
+def grpcurl(*arguments: str, stdin: str | None = None) -> str:
+    """What it prints."""
+    command = [tool("grpcurl"), "-plaintext", *arguments]
+    ran = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=20, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_commands_it_prints_can_be_copied(shop: Running) -> None:
+    """Each works in a shell as it stands, but for the last: that one kills."""
+    printed = [line.strip() for line in shop.lines if line.startswith("  ")]
+    path = os.pathsep.join((str(Path(tool("grpcurl")).parent), os.environ["PATH"]))
+    for command in printed[:-1]:
+        ran = subprocess.run(
+            ["sh", "-c", command],
+            cwd=ROOT,
+            env={**os.environ, "PATH": path, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+        assert "shop.catalog.v1" in ran.stdout or "Pine desk lamp" in ran.stdout or "payments" in ran.stdout
+    assert [shlex.split(command)[0].rpartition("/")[2] for command in printed] == [
+        *(["grpcurl"] * 3),
+        *(["framework"] * 2),
+        "kill",
+    ]
+
+
+def test_grpcurl_lists_describes_and_checks(shop: Running) -> None:
+    """Reflection and health are those that every tool knows."""
+    address = shop.addresses["orders-1"]
+    assert "shop.orders.v1.Orders" in grpcurl(address, "list").splitlines()
+    described = grpcurl(address, "describe", "shop.orders.v1.Orders")
+    assert (
+        "rpc FillBasket ( stream .shop.orders.v1.BasketChange ) returns ( stream .shop.orders.v1.Basket );" in described
+    )
+    asked = ("-d", '{"service": "shop.orders.v1.Orders"}', address, "grpc.health.v1.Health/Check")
+    assert '"SERVING"' in grpcurl(*asked)
+
+
+def test_grpcurl_calls_each_arity(shop: Running) -> None:
+    """One reply, many replies, many requests, many of both."""
+    orders, inventory = shop.addresses["orders-2"], shop.addresses["inventory-1"]
+    order = '{"idempotency_key": "grpcurl", "customer_id": "c", "card": "card-visa",'
+    order += ' "items": [{"product_id": "p-0001", "quantity": 1}]}'
+    placed = grpcurl("-d", order, orders, "shop.orders.v1.Orders/PlaceOrder")
+    assert '"PLACED"' in placed
+    id = placed.split('"id": "')[1].split('"')[0]
+    watched = grpcurl("-d", f'{{"id": "{id}"}}', orders, "shop.orders.v1.Orders/WatchOrder")
+    assert '"SHIPPED"' in watched
+    pallets = '{"product_id": "p-0001", "quantity": 7}' * 3
+    received = grpcurl("-d", "@", inventory, "shop.inventory.v1.Inventory/ReceiveStock", stdin=pallets)
+    assert '"pieces": 21' in received
+    changes = '{"product_id": "p-0001", "quantity": 2} {"product_id": "p-0002", "quantity": 1}'
+    baskets = grpcurl("-d", "@", orders, "shop.orders.v1.Orders/FillBasket", stdin=changes)
+    assert baskets.count('"total"') == 2
+
+
+def test_a_killed_instance_is_shown_and_started_again(shop: Running) -> None:
+    """It has a new process and a new address; orders go on."""
+    pid = shop.pids["payments-1"]
+    os.kill(pid, signal.SIGKILL)
+    shop.until(rf"payments-1 \(pid {pid}\) was killed by SIGKILL; starting it again")
+    shop.until(rf"payments-1 \(pid (?!{pid}\))\d+\) serves on")
+    assert shop.pids["payments-1"] != pid
