@@ -27,7 +27,6 @@ PATIENCE = 5.0
 """Seconds after which something that should happen at once is said not to happen."""
 
 DEFECTS: dict[str, str] = {
-    "test_idle_before_the_first_message[memory-": "the idle timeout does not hold before the first message",
     "test_server_that_answers_early_is_believed[grpc-stream_stream": "INTERNAL instead of the answer, and tasks left",
     "test_server_that_fails_early_is_believed[grpc-stream_stream": "INTERNAL instead of the answer, and tasks left",
 }

@@ -275,8 +275,8 @@ async def test_exact_moment(wire: str, arity: Arity) -> None:
     async with open_world(wire, arity, behave=blocked) as world:
         start = loop.time()
         with pytest.raises(DeadlineExceeded):
-            await world.call(timeout=3600)
-        assert loop.time() - start == pytest.approx(3600)
+            await world.call(timeout=20)
+        assert loop.time() - start == pytest.approx(20)
         await asyncio.sleep(0)
         assert blocked.ended.is_set()
 
