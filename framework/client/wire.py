@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -22,6 +22,8 @@ from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import ORIGIN, from_metadata
 from framework.errors import Cancelled, Code, DeadlineExceeded, Internal, RpcError, Unavailable, error_for
+
+T = TypeVar("T")
 
 _MADE_HERE = frozenset(
     {
@@ -156,13 +158,13 @@ def _unary(
         try:
             raw = await rpc
         except BaseException as error:
-            raise _explain(call, rpc, await _settled(rpc, error), feed) from None
+            raise _explain(call, rpc, await _settled(rpc, error, feed), feed) from None
         finally:
             if feed is not None:
                 feed.stop()
 
         async def received() -> tuple[Metadata, Metadata]:
-            return tuple(await rpc.initial_metadata()), tuple(await rpc.trailing_metadata())
+            return tuple(await rpc.initial_metadata()), await _trailer(rpc, feed)
 
         call.received = received
         try:
@@ -190,10 +192,10 @@ def _streams(
             if watchdog is not None:
                 watchdog.wait()
             call.header = tuple(await rpc.initial_metadata())
-            if rpc.done() and await rpc.code() is not grpc.StatusCode.OK:
+            if rpc.done() and await rpc.code() is not grpc.StatusCode.OK and await rpc.details() != _WRITE_FAILED:
                 await rpc.read()  # raises what the status says
         except BaseException as error:
-            settled = await _settled(rpc, error)
+            settled = await _settled(rpc, error, feed)
             if not isinstance(settled, StopAsyncIteration):
                 raise replies.fail(settled) from None
         return replies
@@ -229,10 +231,10 @@ class Replies(Stream[Any]):
             watchdog.since = None
             return self._decode(raw)
         except BaseException as error:
-            settled = await _settled(self._rpc, error)
+            settled = await _settled(self._rpc, error, self._feed)
             if not isinstance(settled, StopAsyncIteration):
                 raise self.fail(settled) from None
-            self._call.trailer = tuple(await self._rpc.trailing_metadata())
+            self._call.trailer = await _trailer(self._rpc, self._feed)
             self._finish(OK)
             raise StopAsyncIteration from None
 
@@ -248,7 +250,8 @@ class Replies(Stream[Any]):
 
     def cancel(self, reason: BaseException | None = None) -> None:
         if self.outcome is None:
-            self._rpc.cancel()
+            if not self._rpc.cancel():
+                _drain(self._next)
             self._finish(ABANDONED if reason is None else Outcome.of(reason))
 
     def _finish(self, outcome: Outcome) -> None:
@@ -260,13 +263,25 @@ class Replies(Stream[Any]):
 
 
 class Feed:
-    """Writes the requests of a user's iterable; what the iterable raises is kept for whoever awaits the replies."""
+    """Writes the requests of a user's iterable.
 
-    __slots__ = ("_task", "error")
+    Attributes:
+        error: what the iterable raised, for whoever awaits the replies.
+        status: the RPC's status as it arrived, since a write that fails after it puts a made-up one in its place.
+    """
+
+    __slots__ = ("_task", "error", "status")
 
     def __init__(self, rpc: Any, requests: Any, encode: Callable[[Any], bytes]) -> None:
         self.error: BaseException | None = None
+        self.status: grpc.aio.AioRpcError | None = None
+        rpc.add_done_callback(self._ended)
         self._task = asyncio.create_task(self._run(rpc, requests, encode))
+
+    def _ended(self, rpc: Any) -> None:
+        status = _at_once(_status_of(rpc))
+        if status.details() != _WRITE_FAILED:
+            self.status = status
 
     async def _run(self, rpc: Any, requests: Any, encode: Callable[[Any], bytes]) -> None:
         try:
@@ -355,24 +370,66 @@ _SETTLE = 200
 """Looks for the true status, a millisecond apart; it is on its way when a write has failed."""
 
 
-async def _settled(rpc: Any, error: BaseException) -> BaseException:
+async def _settled(rpc: Any, error: BaseException, feed: Feed | None) -> BaseException:
     """The error that the RPC's true status makes of this one; StopAsyncIteration when that is OK.
 
     A write fails because the call has ended: a deadline, a server that answered early, a lost connection. grpc.aio then
-    calls the whole call INTERNAL until the status arrives that says why, and nothing tells when it has.
+    calls the whole call INTERNAL until the status arrives that says why, which is once all replies have been read, and
+    nothing tells when it has.
     """
-    if not isinstance(error, grpc.aio.AioRpcError) or error.details() != _WRITE_FAILED:
+    if not isinstance(error, grpc.aio.AioRpcError) or error.details() != _WRITE_FAILED or feed is None:
         return error
+    status = feed.status
     for _ in range(_SETTLE):
-        if await rpc.details() != _WRITE_FAILED:
+        status = status or await _status_of(rpc)
+        if status.details() != _WRITE_FAILED:
             break
+        status = None
         await asyncio.sleep(0.001)
-    code = await rpc.code()
-    if code is grpc.StatusCode.OK:
-        return StopAsyncIteration()
+    if status is None:
+        return error
+    return StopAsyncIteration() if status.code() is grpc.StatusCode.OK else status
+
+
+async def _trailer(rpc: Any, feed: Feed | None) -> Metadata:
+    if feed is not None and feed.status is not None:
+        return tuple(feed.status.trailing_metadata())
+    return tuple(await rpc.trailing_metadata())
+
+
+async def _status_of(rpc: Any) -> grpc.aio.AioRpcError:
+    """The status of an RPC, OK too."""
     return grpc.aio.AioRpcError(
-        code, await rpc.initial_metadata(), await rpc.trailing_metadata(), details=await rpc.details()
+        await rpc.code(), await rpc.initial_metadata(), await rpc.trailing_metadata(), details=await rpc.details()
     )
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    raise RuntimeError("it had to wait")
+
+
+def _drain(read: Callable[[], Awaitable[bytes]]) -> None:
+    """Read a stream out that cannot be cancelled, since a failed write has ended it; grpc keeps it until then."""
+
+    async def drain() -> None:
+        with contextlib.suppress(StopAsyncIteration, grpc.aio.AioRpcError):
+            while True:
+                await read()
+
+    with contextlib.suppress(RuntimeError):  # no loop runs any more
+        task = asyncio.get_running_loop().create_task(drain())
+        _draining.add(task)
+        task.add_done_callback(_draining.discard)
+
+
+_draining: set[asyncio.Task[None]] = set()
 
 
 def _timeout(call: Call) -> float | None:

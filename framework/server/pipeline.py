@@ -25,6 +25,10 @@ ErrorMap: TypeAlias = Mapping[type[Exception], type[RpcError]]
 """Exceptions of the user's own, and the error of the family each becomes, with its text."""
 
 
+LATE = 0.005
+"""Seconds before the deadline from which on a call that is given up counts as late, not as cancelled."""
+
+
 class Broken(Exception):
     """A wire's write failed because the call is gone: cancelled, or past its deadline."""
 
@@ -98,8 +102,8 @@ class Pipeline:
 
     async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
         """Serve a call with one reply; `raw` is the request, or None when `call.request` is a stream of them."""
-        self._begin(call)
         try:
+            self._begin(call)
             if raw is not None:
                 call.request = bound.decode(raw)
             reply = await bound.handler(call)
@@ -115,10 +119,10 @@ class Pipeline:
         self, bound: Bound, call: ServerCall, raw: bytes | None, write: Callable[[bytes], Awaitable[None]]
     ) -> None:
         """Serve a call with a stream of replies, each handed to `write`, which raises Broken when the call is gone."""
-        self._begin(call)
         encode = bound.encode
         replies = None
         try:
+            self._begin(call)
             if raw is not None:
                 call.request = bound.decode(raw)
             replies = await bound.handler(call)
@@ -143,6 +147,8 @@ class Pipeline:
         call.task = asyncio.current_task()
         current.set(call)
         self.calls.add(call)
+        if call.deadline is not None and call.remaining() == 0.0:  # it waited for so long that nobody waits for it
+            raise Broken
 
     def _fail(self, call: ServerCall, error: BaseException) -> BaseException:
         """End a failed call; returns what the wire is to raise: an RpcError, or CancelledError when nobody waits."""
@@ -159,7 +165,8 @@ class Pipeline:
             call.end(Outcome.of(error))
             return error
         if gone:
-            late = call.deadline is not None and call.remaining() == 0.0
+            remaining = call.remaining()  # a caller's deadline passes, and is known here, a moment before our own
+            late = remaining is not None and remaining < LATE
             code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
             call.end(Outcome(code, error_for(code, "the caller stopped waiting"), remote=not late))
             return asyncio.CancelledError()

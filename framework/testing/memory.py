@@ -7,9 +7,10 @@ and each side ends at once when the other gives up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
@@ -286,23 +287,30 @@ class Exchange:
         """Wait for a future of the server's, or for the call to end."""
         future = asyncio.ensure_future(future)
         future.add_done_callback(lambda done: self._interrupt())
-        while not future.done() and self._late is None and (self._feed is None or self._feed.error is None):
-            await self._wait()
+        with self._watched():
+            while not future.done() and self._late is None and (self._feed is None or self._feed.error is None):
+                await self._wait()
         self.raise_failure(only_local=True)
 
     async def read(self, pipe: Pipe) -> bytes | None:
         """The next reply, None at the end. Raises what the call failed with."""
-        timer = None if self._idle is None else self._loop.call_later(self._idle, self._silent)
         try:
-            raw = await pipe.read()
+            with self._watched():
+                raw = await pipe.read()
         except Broken:
             raw = None
-        finally:
-            if timer is not None:
-                timer.cancel()
         if raw is None:
             self.raise_failure()
         return raw
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        timer = None if self._idle is None else self._loop.call_later(self._idle, self._silent)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _silent(self) -> None:
         self._late = DeadlineExceeded(
@@ -313,6 +321,7 @@ class Exchange:
         self.task.cancel()
         if self._pipe is not None:
             self._pipe.break_off()
+        self._interrupt()
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
