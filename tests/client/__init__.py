@@ -1,0 +1,1 @@
+"""Making calls: picking, connecting, and stubs of grpc's own."""
