@@ -65,16 +65,23 @@ async def _run(args: argparse.Namespace) -> int:
 
 
 async def _follow(registry: Any, *, as_json: bool) -> None:
+    from rich.console import Console
     from rich.live import Live
 
-    live = contextlib.nullcontext() if as_json else Live(auto_refresh=False)
-    with live as screen:
+    console = Console()
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    shown: list[tuple[str, ...]] | None = None
+    with live or contextlib.nullcontext():
         while True:
             rows = await _look(registry)
-            if screen is None:
+            if as_json:
                 print(json.dumps(rows), flush=True)
-            else:
-                screen.update(_table(rows, str(registry)), refresh=True)
+            elif live is not None:
+                live.update(_table(rows, str(registry)), refresh=True)
+            elif shown != (now := [(row["id"], row["health"]) for row in rows]):  # a file or a pipe: what changed
+                shown = now
+                console.print(_table(rows, str(registry)))
+                console.file.flush()
             await asyncio.sleep(REFRESH)
 
 
@@ -134,8 +141,9 @@ def _table(rows: list[dict[str, Any]], registry: str) -> Any:
     from rich.table import Table
 
     if not rows:
-        return f"nothing is registered in {registry}"
-    table = Table(title=f"{len(rows)} instances in {escape(registry)}", title_justify="left")
+        return escape(f"nothing is registered in {registry}. Another registry? Say --registry or FRAMEWORK_REGISTRY")
+    title = f"{len(rows)} instance{'s'[: len(rows) != 1]} in {escape(registry)}"
+    table = Table(title=title, title_justify="left")
     for column in ("service", "address", "health", "answers in", "version", "zone", "tags"):
         table.add_column(column, overflow="fold")
     for row in rows:
