@@ -70,7 +70,7 @@ async def _follow(registry: Any, *, as_json: bool) -> None:
 
     console = Console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
-    shown: list[tuple[str, ...]] | None = None
+    shown: list[tuple[Any, Any]] | None = None
     with live or contextlib.nullcontext():
         while True:
             rows = await _look(registry)
