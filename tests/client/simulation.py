@@ -8,12 +8,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from framework import Handler, Instance, Method, RpcError, Unavailable
+from framework import Call, Handler, Instance, Method, RpcError, Unavailable
 from framework.client.balancer import Balancer, Endpoint
 
 
+async def _echo(call: Call) -> Any:
+    return call.request
+
+
 class FakeTransport:
-    """A transport that is in the state the test says, and counts the wishes to connect."""
+    """A transport that is in the state the test says, and counts the wishes to connect.
+
+    Attributes:
+        answer: what becomes of a call on it.
+        on_connect: what a wish to connect leads to.
+    """
 
     def __init__(self, *, ready: bool = True, failed: bool = False) -> None:
         self.ready = ready
@@ -21,12 +30,15 @@ class FakeTransport:
         self.connects = 0
         self.closed = False
         self.changed: Callable[[], None] = lambda: None
+        self.answer: Handler = _echo
+        self.on_connect: Callable[[FakeTransport], None] = lambda transport: None
 
     def bind(self, method: Method[Any, Any]) -> Handler:
-        raise AssertionError("nothing is called in a simulation")
+        return lambda call: self.answer(call)
 
     def connect(self) -> None:
         self.connects += 1
+        self.on_connect(self)
 
     async def aclose(self) -> None:
         self.closed = True
