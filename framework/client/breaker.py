@@ -1,0 +1,291 @@
+"""A circuit breaker: takes one endpoint out of the pick while it fails, and lets a few probes find out when it is back.
+
+    | state     | event                                                      | next state                              |
+    |-----------|------------------------------------------------------------|-----------------------------------------|
+    | CLOSED    | `consecutive` failures in a row                            | OPEN                                    |
+    | CLOSED    | `failure_rate` of at least `minimum` calls failed          | OPEN                                    |
+    | CLOSED    | `slow_rate` of at least `minimum` calls took `slow`        | OPEN                                    |
+    | OPEN      | its wait is over, and a call begins: a probe               | HALF_OPEN                               |
+    | HALF_OPEN | a probe fails, or takes `slow`                             | OPEN, for twice as long                 |
+    | HALF_OPEN | a probe is still out `probe_wait` after it began           | OPEN, for twice as long                 |
+    | HALF_OPEN | a probe is ignored                                         | HALF_OPEN, its permit is free again     |
+    | HALF_OPEN | `probes` have succeeded                                    | CLOSED, with nothing remembered         |
+    | any       | a call ends that began in an earlier state, or uncounted   | the same; the call is ignored           |
+
+OPEN lasts half + U(0, half) with half = open * 2^n and never more than `open_max`; n counts the openings since the
+endpoint was last well. Time passes without a timer: whoever asks next sees what has become due.
+
+Sources: Finagle's `FailureAccrualFactory` and `Backoff.equalJittered`, resilience4j's `CircuitBreaker` (rates, permits,
+the longest time half open), Linkerd's unified breaker; counted per endpoint, never per service.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, Final
+
+from framework.call import Outcome
+from framework.client.budget import check, number, period
+from framework.config import _integer, _setting, _Table
+from framework.errors import Code, ConfigError
+
+BUCKETS = 10
+"""Parts of the window that are forgotten one by one."""
+
+_NO_MARKS = [(0, 0, 0)] * BUCKETS
+
+UNCOUNTED: Final = 0
+"""The permit of a call made although the breaker is open, because there was no better endpoint."""
+
+
+class Treatment(enum.Enum):
+    """What the end of a call says about its endpoint."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RATE_ONLY = "rate only"
+    IGNORED = "ignored"
+
+
+_TREATMENTS = [Treatment.SUCCESS] * len(Code)
+for _code in (Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS):
+    _TREATMENTS[_code] = Treatment.FAILURE
+_TREATMENTS[Code.RESOURCE_EXHAUSTED] = Treatment.RATE_ONLY
+_TREATMENTS[Code.CANCELLED] = Treatment.IGNORED
+
+
+def treatment(outcome: Outcome, *, own_timeout: bool = False, locally_made: bool = False) -> Treatment:
+    """What an outcome says about the endpoint that was called.
+
+        FAILURE     UNAVAILABLE, INTERNAL, UNKNOWN, DATA_LOSS; DEADLINE_EXCEEDED when our own timer fired
+        RATE_ONLY   RESOURCE_EXHAUSTED: part of the failure rate, but never of a row of failures
+        IGNORED     CANCELLED and losers of a hedge; what this process made itself; a deadline not the attempt's own
+        SUCCESS     everything else: the endpoint answered
+
+    Args:
+        outcome: how the attempt ended.
+        own_timeout: the timer of this attempt ended it.
+        locally_made: this process made the failure (no endpoint, breaker open, shed, bulkhead), not the endpoint.
+    """
+    if locally_made:
+        return Treatment.IGNORED
+    if outcome.code is Code.DEADLINE_EXCEEDED:
+        if own_timeout:
+            return Treatment.FAILURE
+        return Treatment.SUCCESS if outcome.remote else Treatment.IGNORED
+    return _TREATMENTS[outcome.code]
+
+
+def _slow(value: Any, where: str) -> float | None:
+    return None if value in (None, "none") else period(value, where)
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSettings(_Table):
+    """When an endpoint is taken out of the pick, and for how long.
+
+    Attributes:
+        consecutive: failures in a row that open it; 0 is never.
+        failure_rate: share of the calls in the window whose failure opens it; 0 is never.
+        slow: seconds from which on a call is slow; None ("none" in a file) is never.
+        slow_rate: share of the calls in the window whose slowness opens it.
+        minimum: calls that the window must hold before a share of them says anything.
+        window: seconds that a share is taken over.
+        open: least seconds it stays open the first time; each failed probe doubles them.
+        open_max: most seconds it stays open.
+        probes: calls let through to an endpoint that may be back; all must succeed.
+        probe_wait: seconds after which a probe that has not ended has failed.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    consecutive: int = _setting(5, _integer(0, 1_000_000))
+    failure_rate: float = _setting(0.5, number(0, 1))
+    slow: float | None = _setting(None, _slow)
+    slow_rate: float = _setting(0.5, number(0.01, 1))
+    minimum: int = _setting(20, _integer(1, 1_000_000))
+    window: float = _setting(10.0, period)
+    open: float = _setting(5.0, period)
+    open_max: float = _setting(300.0, period)
+    probes: int = _setting(1, _integer(1, 1000))
+    probe_wait: float = _setting(10.0, period)
+
+    def __post_init__(self) -> None:
+        check(self, "breaker")
+        if self.open > self.open_max:
+            raise ConfigError(f"breaker.open is {self.open:g}s, more than breaker.open_max, {self.open_max:g}s")
+
+
+class State(enum.Enum):
+    """What a breaker does with its endpoint."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half open"
+
+
+class Breaker:
+    """The breaker of one endpoint. Whoever picks asks `available`; every call made is begun and ended.
+
+    Attributes:
+        reason: why it opened last, for people.
+    """
+
+    __slots__ = (
+        "_bucket",
+        "_buckets_per_second",
+        "_calls",
+        "_calls_before",
+        "_failures",
+        "_failures_before",
+        "_generation",
+        "_give_up",
+        "_half",
+        "_marks",
+        "_permits",
+        "_random",
+        "_row",
+        "_settings",
+        "_slow",
+        "_slows",
+        "_slows_before",
+        "_state",
+        "_until",
+        "_wanted",
+        "reason",
+    )
+
+    def __init__(self, settings: BreakerSettings, rng: random.Random) -> None:
+        self._settings = settings
+        self._random = rng.random
+        self._slow = math.inf if settings.slow is None else settings.slow
+        self._buckets_per_second = BUCKETS / settings.window
+        self._half = settings.open
+        self._generation = UNCOUNTED
+        self._row = 0  # CLOSED: failures since the last success
+        self._calls = self._failures = self._slows = 0  # CLOSED: since it is
+        self._calls_before = self._failures_before = self._slows_before = 0  # of them, before the window
+        self._marks = _NO_MARKS  # of them, before each bucket of the window
+        self.reason = ""
+        self._bucket = 0
+        self._until = 0.0  # OPEN: the wait ends
+        self._give_up = math.inf  # HALF_OPEN: probes that are out have failed
+        self._permits = 0  # HALF_OPEN: probes that may begin
+        self._wanted = 0  # HALF_OPEN: probes that must still succeed, begun or not
+        self._enter(State.CLOSED)
+
+    def state(self, now: float) -> State:
+        """The state at `now` seconds."""
+        if now >= self._give_up:
+            self._open(self._give_up, f"no answer to a probe within {self._settings.probe_wait:g}s")
+        return self._state
+
+    def available(self, now: float) -> bool:
+        """Whether a call begun at `now` seconds would be let through."""
+        state = self._state
+        if state is State.CLOSED:
+            return True
+        if state is State.HALF_OPEN:
+            state = self.state(now)
+        return now >= self._until if state is State.OPEN else self._permits > 0
+
+    def begin(self, now: float) -> int:
+        """A call begins at `now` seconds; the permit it must be ended with. UNCOUNTED when it is not `available`."""
+        if self._state is State.CLOSED:
+            return self._generation
+        if not self.available(now):
+            return UNCOUNTED
+        if self._state is State.OPEN:
+            self._enter(State.HALF_OPEN)
+        if self._permits == self._wanted:
+            self._give_up = now + self._settings.probe_wait
+        self._permits -= 1
+        return self._generation
+
+    def end(self, now: float, permit: int, treatment: Treatment, duration: float) -> None:
+        """A call has ended at `now` seconds, `duration` seconds after it began; exactly once for every `begin`."""
+        if self._state is not State.CLOSED:
+            self._probed(now, permit, treatment, duration)
+            return
+        if permit != self._generation or treatment is Treatment.IGNORED:
+            return
+        bucket = int(now * self._buckets_per_second)
+        if bucket > self._bucket:
+            self._forget(bucket)
+        self._calls += 1
+        if duration >= self._slow:
+            self._slows += 1
+        if treatment is Treatment.SUCCESS:
+            self._row = 0
+        else:
+            self._failures += 1
+            if treatment is Treatment.FAILURE:
+                self._row += 1
+                if self._row == self._settings.consecutive:
+                    self._open(now, f"{self._row} failures in a row")
+                    return
+        calls = self._calls - self._calls_before
+        if calls >= self._settings.minimum:
+            self._judge(now, calls, self._failures - self._failures_before, self._slows - self._slows_before)
+
+    def _judge(self, now: float, calls: int, failures: int, slows: int) -> None:
+        settings = self._settings
+        if failures and 0 < settings.failure_rate * calls <= failures:
+            self._open(now, f"{failures} of {calls} calls within {settings.window:g}s failed")
+        elif slows and settings.slow_rate * calls <= slows:
+            self._open(now, f"{slows} of {calls} calls within {settings.window:g}s took {self._slow:g}s or more")
+
+    def _probed(self, now: float, permit: int, treatment: Treatment, duration: float) -> None:
+        if self.state(now) is not State.HALF_OPEN or permit != self._generation:
+            return
+        if treatment is Treatment.IGNORED:
+            self._permits += 1
+        elif treatment is not Treatment.SUCCESS:
+            self._open(now, "a probe failed")
+            return
+        elif duration >= self._slow:
+            self._open(now, f"a probe took {self._slow:g}s or more")
+            return
+        else:
+            self._wanted -= 1
+            if self._wanted == 0:
+                self._half = self._settings.open
+                self._enter(State.CLOSED)
+                return
+        if self._permits == self._wanted:
+            self._give_up = math.inf  # none is out
+
+    def _open(self, now: float, reason: str) -> None:
+        half = min(self._half, self._settings.open_max / 2)
+        self._half = 2 * half
+        self._until = now + half + half * self._random()
+        self.reason = reason
+        self._enter(State.OPEN)
+
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self._generation += 1
+        self._give_up = math.inf
+        self._permits = self._wanted = self._settings.probes
+        self._row = self._calls = self._failures = self._slows = 0
+        self._calls_before = self._failures_before = self._slows_before = 0
+        self._marks = _NO_MARKS.copy()
+
+    def _forget(self, bucket: int) -> None:
+        mark = (self._calls, self._failures, self._slows)
+        for begun in range(max(self._bucket, bucket - BUCKETS) + 1, bucket + 1):
+            self._marks[begun % BUCKETS] = mark
+        self._bucket = bucket
+        self._calls_before, self._failures_before, self._slows_before = self._marks[(bucket + 1) % BUCKETS]
+
+    def __repr__(self) -> str:
+        if self._state is State.CLOSED:
+            calls, failures = self._calls - self._calls_before, self._failures - self._failures_before
+            return f"<Breaker closed: {failures} of {calls} failed, {self._row} in a row>"
+        if self._state is State.OPEN:
+            return f"<Breaker open until {self._until:.3f}: {self.reason}>"
+        return f"<Breaker half open: {self._wanted - self._permits} probes out, {self._wanted} to succeed>"
