@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from example_services.runner import view
-from example_services.runner.customers import Customers
+from example_services.runner.customers import Customers, Tally
 from example_services.runner.fleet import Fleet
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
 from example_services.shop.orders.v1.orders_pb2 import OrderItem
@@ -41,26 +41,23 @@ async def run(registry: str | None, *, once: bool) -> int:
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    customers: Customers | None = None
+    tally = Tally()
     try:
         with TemporaryDirectory(prefix="shop-") as directory:
             registry = registry or f"sqlite:///{directory}/registry.db"
-            async with (
-                Fleet.start(Path(directory), registry, view.say) as fleet,
-                connect("orders", registry=fleet.registry) as orders,
-                connect("inventory", registry=fleet.registry) as inventory,
-            ):
-                customers = Customers(OrdersClient(orders), InventoryClient(inventory), view.say)
-                async with view.showing(fleet, customers.tally):
-                    await fleet.until_serving()
-                    view.say(view.hints(fleet))
+            async with Fleet.start(Path(directory), registry, view.say) as fleet, view.showing(fleet, tally):
+                await fleet.until_serving()
+                view.say(view.hints(fleet))
+                async with (
+                    connect("orders", registry=fleet.registry) as orders,
+                    connect("inventory", registry=fleet.registry) as inventory,
+                ):
+                    customers = Customers(OrdersClient(orders), InventoryClient(inventory), tally, view.say)
                     await fleet.during(buy_once(customers) if once else buy(customers))
     except asyncio.CancelledError:
         task.uncancel()
-    if customers is None:
-        return 1
-    view.say(str(customers.tally))
-    return 1 if customers.tally.failed else 0
+    view.say(str(tally))
+    return 1 if tally.failed else 0
 
 
 async def buy_once(customers: Customers) -> None:

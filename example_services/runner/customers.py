@@ -62,11 +62,14 @@ class Customers:
 
     Args:
         orders, inventory: clients of its services.
-        say: is told what goes wrong.
+        tally: what they do is counted here.
+        say: is told what they do.
     """
 
-    def __init__(self, orders: OrdersClient, inventory: InventoryClient, say: Callable[[str], None]) -> None:
-        self.tally = Tally()
+    def __init__(
+        self, orders: OrdersClient, inventory: InventoryClient, tally: Tally, say: Callable[[str], None]
+    ) -> None:
+        self.tally = tally
         self._orders = orders
         self._inventory = inventory
         self._say = say

@@ -16,7 +16,12 @@ from framework import FrameworkError
 from framework.discovery import Registry, Snapshot
 from framework.discovery.targets import open_registry
 
-SERVICES = ("catalog", "inventory", "payments", "orders")
+SERVICES: dict[str, tuple[str, ...]] = {  # and those that each waits for: its first call is to find them
+    "catalog": (),
+    "inventory": (),
+    "payments": (),
+    "orders": ("catalog", "inventory", "payments"),
+}
 INSTANCES = 2  # of each
 ROOT = Path(__file__).parents[2]
 
@@ -178,7 +183,9 @@ class Fleet:
 
     async def _keep(self, instance: Instance) -> None:
         """Run an instance again and again."""
-        while not self._stopping and not self.failed.done():
+        needed = [other for service in SERVICES[instance.service] for other in self.of(service)]
+        await self.until(lambda: self._ending or all(other.served for other in needed))
+        while not self._ending:
             with instance.log.open("ab") as log:
                 written = log.tell()
                 instance.process = await asyncio.create_subprocess_exec(
@@ -205,12 +212,17 @@ class Fleet:
             instance.leaving = self._stopping
             self._note()
 
+    @property
+    def _ending(self) -> bool:
+        return self._stopping or self.failed.done()
+
     async def _end(self, keepers: Iterable[asyncio.Task[None]]) -> None:
         """Let all instances drain; kill those that are too slow, and all when this is cancelled."""
         self._stopping = True
         for instance in self.instances:
             instance.leaving = True
             instance.kill(signal.SIGTERM)
+        self._note()
         try:
             await asyncio.wait(keepers, timeout=PATIENCE)
         finally:

@@ -15,7 +15,7 @@ import pytest
 
 from example_services.inventory import FULL
 from example_services.products import PRODUCTS
-from example_services.runner.customers import Customers
+from example_services.runner.customers import Customers, Tally
 from example_services.runner.fleet import INSTANCES, SERVICES, Fleet, Instance, StartError
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
 from example_services.shop.orders.v1.orders_pb2 import Order
@@ -39,13 +39,13 @@ def registry(request: pytest.FixtureRequest, data: Path) -> str:
 @asynccontextmanager
 async def open_shop(data: Path, registry: str) -> AsyncIterator[tuple[Fleet, Customers]]:
     """All instances, serving, and customers who can buy."""
-    async with (
-        Fleet.start(data, registry, print) as fleet,
-        connect("orders", registry=fleet.registry) as orders,
-        connect("inventory", registry=fleet.registry) as inventory,
-    ):
+    async with Fleet.start(data, registry, print) as fleet:
         await fleet.until_serving()
-        yield fleet, Customers(OrdersClient(orders), InventoryClient(inventory), print)
+        async with (
+            connect("orders", registry=fleet.registry) as orders,
+            connect("inventory", registry=fleet.registry) as inventory,
+        ):
+            yield fleet, Customers(OrdersClient(orders), InventoryClient(inventory), Tally(), print)
 
 
 async def buy_during(customers: Customers, outage: Coroutine[Any, Any, None]) -> None:

@@ -12,22 +12,42 @@ from pathlib import Path
 
 import pytest
 
+from tests.consul_agent import MakeAgent
 from tests.example.running import ROOT, Running, running
 from tests.tools import tool
 
 
-def test_once_places_its_orders_and_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("registry", ["local", "consul"])
+def test_once_places_its_orders_and_ends(tmp_path: Path, registry: str, request: pytest.FixtureRequest) -> None:
     """100 orders, none failed, every kind of stream used, and nothing left behind."""
+    arguments = ["--once"]
+    if registry == "consul":
+        agent: MakeAgent = request.getfixturevalue("consul_agent")
+        arguments += ["--registry", f"consul://{agent().address}"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     start = time.monotonic()
-    with running(tmp_path, "--once") as shop:
+    with running(temporary, *arguments) as shop:
         assert shop.end() == 0, shop
     assert time.monotonic() - start < 15
     assert shop.lines[-1] == "orders placed: 100, failed: 0"
     assert len(shop.pids) == 8
     assert shop.left() == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary.iterdir()) == []
     for said in ("a basket costs", "is SHIPPED", "pieces arrived"):
         assert said in str(shop)
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
+    """It ends as well as later: at once, in order, with nothing left."""
+    with running(tmp_path) as shop:
+        shop.until("serves on")
+        start = time.monotonic()
+        assert shop.end(signal.SIGINT) == 0, shop
+    assert time.monotonic() - start < 3
+    assert shop.lines[-1] == "orders placed: 0, failed: 0"
+    assert shop.left() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
