@@ -41,7 +41,7 @@ class Idempotency(enum.IntEnum):
     IDEMPOTENT = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # without slots: they break Method[A, B](...) of a frozen dataclass on 3.11
 class Method(Generic[Req, Res]):
     """One method of a service, as its proto declares it. Compared by identity; generated code holds one per method.
 

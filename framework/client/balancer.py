@@ -118,10 +118,16 @@ class Endpoint:
 
 
 class Balancer(Protocol):
-    """Chooses among at least one endpoint. One that it looks at and finds idle starts to connect."""
+    """Picks among endpoints that are ready. One that it looks at and finds idle starts to connect."""
 
-    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint:
-        """The endpoint for the next call; one that is not available only when all it looked at are not."""
+    def pick(self, endpoints: Sequence[Endpoint], ready: Sequence[Endpoint], now: float) -> Endpoint | None:
+        """The endpoint for the next call, or None while none is ready.
+
+        Args:
+            endpoints: all of them, at least one.
+            ready: those of them that are available.
+            now: the loop's clock in seconds.
+        """
 
 
 class PeakEwma:
@@ -130,39 +136,44 @@ class PeakEwma:
     def __init__(self, rng: random.Random) -> None:
         self._random = rng.random
 
-    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint:
+    def pick(self, endpoints: Sequence[Endpoint], ready: Sequence[Endpoint], now: float) -> Endpoint | None:
         count = len(endpoints)
         if count == 1:
             return _wake(endpoints[0])
         first = int(self._random() * count)
         second = int(self._random() * (count - 1))
         a, b = endpoints[first], endpoints[second + (second >= first)]
-        if not a.available:
-            _wake(a)
-            return _wake(b)
-        if not b.available:
+        if not (a.available and b.available):
+            only = _wake(a) or _wake(b)
             _wake(b)
-            return a
+            return only or (self.pick(ready, ready, now) if ready else None)
         if a.cost(now) > b.cost(now):
             a, b = b, a
         return b if b.last_pick + FORGOTTEN < now and b.pending == 0 else a
 
 
 class RoundRobin:
-    """One after the other."""
+    """One ready endpoint after the other; the others are looked at in turn."""
 
     def __init__(self, rng: random.Random) -> None:
-        self._next = rng.randrange(1 << 16)
+        self._next = self._look = rng.randrange(1 << 16)
 
-    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint:
+    def pick(self, endpoints: Sequence[Endpoint], ready: Sequence[Endpoint], now: float) -> Endpoint | None:
+        if len(ready) < len(endpoints):
+            self._look += 1
+            _wake(endpoints[self._look % len(endpoints)])
+        if not ready:
+            return None
         self._next += 1
-        return _wake(endpoints[self._next % len(endpoints)])
+        return ready[self._next % len(ready)]
 
 
-def _wake(endpoint: Endpoint) -> Endpoint:
-    if not endpoint.available:
-        endpoint.transport.connect()
-    return endpoint
+def _wake(endpoint: Endpoint) -> Endpoint | None:
+    """The endpoint when it is available; it starts to connect otherwise."""
+    if endpoint.available:
+        return endpoint
+    endpoint.transport.connect()
+    return None
 
 
 BALANCERS: dict[BalancerName, Callable[[random.Random], Balancer]] = {"peak_ewma": PeakEwma, "round_robin": RoundRobin}

@@ -78,6 +78,7 @@ class Pool:
         self._balancer = balancer
         self._rng = rng
         self._by_id: dict[str, Endpoint] = {}
+        self._open: set[Endpoint] = set()  # the retired ones that still have calls among them
         self._all = Bag()
         self._ready = Bag()
         self._known = False
@@ -125,6 +126,7 @@ class Pool:
         transport = self._dial(instance)
         endpoint = Endpoint(instance, transport)
         self._by_id[instance.id] = endpoint
+        self._open.add(endpoint)
         self._all.add(endpoint)
 
         def changed() -> None:
@@ -147,6 +149,7 @@ class Pool:
             self._close_soon(endpoint)
 
     def _close_soon(self, endpoint: Endpoint) -> None:
+        self._open.discard(endpoint)
         task = asyncio.ensure_future(endpoint.transport.aclose())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -163,12 +166,7 @@ class Pool:
 
     def pick(self, now: float) -> Endpoint | None:
         """A ready endpoint, or None while there is none; idle ones that it comes by start to connect."""
-        if not self._all.items:
-            return None
-        endpoint = self._balancer.choose(self._all.items, now)
-        if endpoint.available:
-            return endpoint
-        return self._balancer.choose(self._ready.items, now) if self._ready.items else None
+        return self._balancer.pick(self._all.items, self._ready.items, now) if self._all.items else None
 
     async def wait(self, call: Call) -> Endpoint:
         """A ready endpoint that the call has not tried, as soon as there is one.
@@ -177,19 +175,20 @@ class Pool:
             Unavailable: there is no instance, or none can be reached; the message says which service and where.
             DeadlineExceeded: the call's deadline passed while connections were still being made.
         """
-        if self._closed:
-            raise self._error(call, Unavailable, f"the channel to {self.service} is closed")
-        self.start()
+        if not self._closed:
+            self.start()
         tried = call.tried or ()
         woken: set[Endpoint] = set()
         loop = asyncio.get_running_loop()
         while True:
             changed = self._changed
+            if self._closed:
+                raise self._error(call, Unavailable, f"the channel to {self.service} is closed")
             if self._known and not self._all.items:
                 raise self._error(call, Unavailable, f"no instance of {self.service} in {self.where}")
             left = [endpoint for endpoint in self._ready.items if endpoint not in tried]
-            if left:
-                return self._balancer.choose(left, loop.time())
+            if left and (endpoint := self._balancer.pick(left, left, loop.time())) is not None:
+                return endpoint
             candidates = [endpoint for endpoint in self._all.items if endpoint not in tried]
             alive = [endpoint for endpoint in candidates if not (endpoint in woken and endpoint.transport.failed)]
             if self._known and not alive:
@@ -235,14 +234,17 @@ class Pool:
     async def aclose(self) -> None:
         """Stop following and close every connection; calls in flight are cancelled."""
         self._closed = True
+        self._notify()
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
         await self._watch.aclose()
-        for endpoint in tuple(self._all.items):
-            self._retire(endpoint)
+        for endpoint in tuple(self._open):
+            endpoint.retired = True
+            self._all.discard(endpoint)
+            self._ready.discard(endpoint)
+            self._close_soon(endpoint)
         await asyncio.gather(*self._closing, return_exceptions=True)
-        self._notify()
 
     def __repr__(self) -> str:
         return (

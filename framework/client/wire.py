@@ -332,7 +332,7 @@ def _explain(
         return _local(
             call,
             DeadlineExceeded,
-            f"no message for {watchdog.idle:g} s; `idle` in the client's settings says how long a stream may be silent",
+            f"no message for {watchdog.idle:g} s; `idle` in the settings says how long a stream may be silent",
         )
     if isinstance(error, grpc.aio.AioRpcError):
         return _status(call, error)

@@ -89,7 +89,7 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 class MemoryWire:
     """The server's side of one call."""
 
-    __slots__ = ("header", "header_sent")
+    __slots__ = ("header_sent",)
 
     def __init__(self, header_sent: asyncio.Future[Metadata] | None) -> None:
         self.header_sent = header_sent
@@ -116,6 +116,7 @@ class MemoryTransport:
 
     def __init__(self, hosted: Hosted) -> None:
         self._hosted = hosted
+        self._exchanges: set[Exchange] = set()
         self.changed: Callable[[], None] = lambda: None
         hosted.transports.add(self)
 
@@ -132,6 +133,13 @@ class MemoryTransport:
 
     async def aclose(self) -> None:
         self._hosted.transports.discard(self)
+        for exchange in tuple(self._exchanges):
+            exchange.fail(Cancelled("the call was cancelled in this process", method=exchange.method))
+
+    def break_off(self) -> None:
+        """The connection is lost, and with it the calls on it."""
+        for exchange in tuple(self._exchanges):
+            exchange.fail(Unavailable(f"the connection to {self._hosted.name} is lost", method=exchange.method))
 
     def bind(self, method: Method[Any, Any]) -> Handler:
         encode = method.encode or encoder(method.request, method.full_name)
@@ -166,7 +174,7 @@ class MemoryTransport:
             bound, serving = open_call(call)
             serving.wire = MemoryWire(None)
             feed, raw = _request(call, serving, bound, encode)
-            exchange = Exchange(call, serving, self._hosted.pipeline.answer(bound, serving, raw), feed)
+            exchange = Exchange(self._exchanges, call, serving, self._hosted.pipeline.answer(bound, serving, raw), feed)
             try:
                 reply = await exchange.finished()
             finally:
@@ -187,7 +195,13 @@ class MemoryTransport:
                 await pipe.write(reply)
 
             exchange = Exchange(
-                call, serving, self._hosted.pipeline.stream(bound, serving, raw, write), feed, pipe, call.idle
+                self._exchanges,
+                call,
+                serving,
+                self._hosted.pipeline.stream(bound, serving, raw, write),
+                feed,
+                pipe,
+                call.idle,
             )
             replies = Replies(call, exchange, pipe, decode)
             exchange.task.add_done_callback(lambda task: wire.send_header_now(serving.header))
@@ -218,20 +232,22 @@ class Exchange:
 
     __slots__ = (
         "_call",
+        "_failure",
         "_feed",
         "_idle",
-        "_late",
         "_loop",
         "_pipe",
         "_serving",
-        "_since",
+        "_siblings",
         "_timer",
         "_waiter",
+        "method",
         "task",
     )
 
     def __init__(
         self,
+        siblings: set[Exchange],
         call: Call,
         serving: ServerCall,
         work: Any,
@@ -240,12 +256,15 @@ class Exchange:
         idle: float | None = None,
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
+        self.method = call.method.full_name
+        self._siblings = siblings
+        siblings.add(self)
         self._call = call
         self._serving = serving
         self._feed = feed
         self._pipe = pipe
         self._idle = idle
-        self._late: DeadlineExceeded | None = None
+        self._failure: RpcError | None = None
         self._waiter: asyncio.Future[None] | None = None
         # A context of its own, or the server's context variables would be the client's.
         self.task: asyncio.Task[Any] = loop.create_task(work, context=contextvars.Context())
@@ -266,18 +285,25 @@ class Exchange:
 
     def _expire(self) -> None:
         call = self._call
-        self._late = DeadlineExceeded(
+        error = DeadlineExceeded(
             f"no answer from {call.peer} before the deadline", method=call.method.full_name, attempts=call.attempt
         )
-        self._late.inherited = call.inherited
+        error.inherited = call.inherited
+        self.fail(error)
+
+    def fail(self, error: RpcError) -> None:
+        """End the call on both sides, the client's with this error."""
+        self._failure = self._failure or error
         self.task.cancel()
+        if self._pipe is not None:
+            self._pipe.break_off()
         self._interrupt()
 
     async def finished(self) -> bytes:
         """The reply. Raises what the call failed with."""
         while not self.task.done():
             await self._wait()
-            if self._late is not None or (self._feed is not None and self._feed.error is not None):
+            if self._failure is not None or (self._feed is not None and self._feed.error is not None):
                 break
         self.raise_failure()
         reply: bytes = self.task.result()
@@ -288,7 +314,7 @@ class Exchange:
         future = asyncio.ensure_future(future)
         future.add_done_callback(lambda done: self._interrupt())
         with self._watched():
-            while not future.done() and self._late is None and (self._feed is None or self._feed.error is None):
+            while not future.done() and self._failure is None and (self._feed is None or self._feed.error is None):
                 await self._wait()
         self.raise_failure(only_local=True)
 
@@ -313,15 +339,13 @@ class Exchange:
                 timer.cancel()
 
     def _silent(self) -> None:
-        self._late = DeadlineExceeded(
-            f"no message for {self._idle:g} s; `idle` in the client's settings says how long a stream may be silent",
-            method=self._call.method.full_name,
-            attempts=self._call.attempt,
+        self.fail(
+            DeadlineExceeded(
+                f"no message for {self._idle:g} s; `idle` in the settings says how long a stream may be silent",
+                method=self._call.method.full_name,
+                attempts=self._call.attempt,
+            )
         )
-        self.task.cancel()
-        if self._pipe is not None:
-            self._pipe.break_off()
-        self._interrupt()
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -334,8 +358,8 @@ class Exchange:
         """Raise what the call has failed with by now, as it would arrive over a network."""
         if self._feed is not None and self._feed.error is not None:
             raise self._feed.error
-        if self._late is not None:
-            raise self._late
+        if self._failure is not None:
+            raise self._failure
         if only_local or not self.task.done():
             return
         if self.task.cancelled():
@@ -348,6 +372,7 @@ class Exchange:
 
     def close(self) -> None:
         """The client's side is done: stop the timer, the feed, and the handler if it still works."""
+        self._siblings.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._feed is not None:

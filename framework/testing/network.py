@@ -64,9 +64,8 @@ class Hosted:
     def disconnect(self) -> None:
         """Connections to it fail from now on, and calls in flight end, as when its machine dies."""
         self._set(reachable=False)
-        for call in tuple(self.pipeline.calls):
-            if call.task is not None:
-                call.task.cancel()
+        for transport in tuple(self.transports):
+            transport.break_off()
 
     def reconnect(self) -> None:
         """Connections to it work again."""

@@ -58,6 +58,13 @@ def endpoints(count: int) -> list[Endpoint]:
     return [endpoint(f"e{number}") for number in range(count)]
 
 
+def choose(balancer: Balancer, targets: Sequence[Endpoint], now: float) -> Endpoint:
+    """The pick among endpoints that are all ready."""
+    target = balancer.pick(targets, targets, now)
+    assert target is not None
+    return target
+
+
 Answer = Callable[[random.Random], tuple[float, RpcError | None]]
 """What a server does with a call: seconds it takes, and how it fails, if it does."""
 
@@ -75,6 +82,13 @@ def fails(seconds: float) -> Answer:
 def never() -> Answer:
     """Does not answer."""
     return lambda rng: (float("inf"), None)
+
+
+def pick(balancer: Balancer, targets: Sequence[Endpoint], now: float) -> Endpoint:
+    """The next endpoint; there is a ready one."""
+    found = balancer.pick(targets, [target for target in targets if target.available], now)
+    assert found is not None
+    return found
 
 
 def simulate(
@@ -113,7 +127,7 @@ def simulate(
         now += rng.expovariate(rate)
         finish(now)
         pass_time(now)
-        target = balancer.choose(targets, now)
+        target = pick(balancer, targets, now)
         picks[target.instance.id] += 1
         target.begin(now)
         seconds, error = answers[target.instance.id](rng)

@@ -10,7 +10,7 @@ import pytest
 
 from framework import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted, RpcError, Unavailable
 from framework.client.balancer import BALANCERS, Balancer, Endpoint, PeakEwma, RoundRobin
-from tests.client.simulation import FakeTransport, endpoint, endpoints, fails, never, simulate, takes
+from tests.client.simulation import FakeTransport, choose, endpoint, endpoints, fails, never, pick, simulate, takes
 
 
 class Watched(Sequence[Endpoint]):
@@ -45,7 +45,7 @@ def test_idle_equal_nodes_are_even() -> None:
     picks: Counter[str] = Counter()
     for number in range(20_000):
         now = number * 0.001
-        target = balancer.choose(targets, now)
+        target = pick(balancer, targets, now)
         target.begin(now)
         target.observe(now + 0.0005, 0.0005)
         target.pending -= 1
@@ -96,7 +96,7 @@ def test_two_nodes_are_always_compared() -> None:
     balancer = PeakEwma(random.Random(6))
     for number in range(1000):
         targets.seen.clear()
-        balancer.choose(targets, number * 0.001)
+        balancer.pick(targets, targets, number * 0.001)
         assert set(targets.seen) == set(targets.items)
 
 
@@ -107,7 +107,7 @@ def test_two_distinct_nodes_of_many() -> None:
     pairs: Counter[frozenset[str]] = Counter()
     for _ in range(12_000):
         targets.seen.clear()
-        balancer.choose(targets, 0.0)
+        balancer.pick(targets, targets, 0.0)
         pairs[frozenset(target.instance.id for target in targets.seen)] += 1
     assert {len(pair) for pair in pairs} == {2}
     assert len(pairs) == 6
@@ -189,11 +189,13 @@ def test_what_a_failure_costs(error: RpcError, expected: float) -> None:
 
 @pytest.mark.parametrize("make", BALANCERS.values(), ids=BALANCERS)
 def test_single_node(make: Callable[[random.Random], Balancer]) -> None:
-    """The only node is the choice, ready or not, and is asked to connect."""
+    """The only node is asked to connect, and is the choice once it has."""
     only = endpoint("only", ready=False)
-    assert make(random.Random(0)).choose([only], 0.0) is only
+    assert make(random.Random(0)).pick([only], [], 0.0) is None
     assert isinstance(only.transport, FakeTransport)
     assert only.transport.connects == 1
+    only.available = True
+    assert make(random.Random(0)).pick([only], [only], 0.0) is only
 
 
 @pytest.mark.parametrize("make", BALANCERS.values(), ids=BALANCERS)
@@ -201,7 +203,7 @@ def test_idle_nodes_that_are_looked_at_are_woken(make: Callable[[random.Random],
     """Nodes that are not connected are asked to be, when they are looked at and only then."""
     targets = Watched([endpoint(f"e{number}", ready=False) for number in range(100)])
     for _ in range(5):
-        make(random.Random(1)).choose(targets, 0.0)
+        make(random.Random(1)).pick(targets, [], 0.0)
     woken = {target for target in targets.items if isinstance(t := target.transport, FakeTransport) and t.connects}
     assert woken == set(targets.seen)
 
@@ -211,14 +213,14 @@ def test_ready_node_is_preferred() -> None:
     dear, idle = endpoint("dear"), endpoint("idle", ready=False)
     dear.observe(0.0, 100.0)
     balancer = PeakEwma(random.Random(2))
-    assert {balancer.choose([dear, idle], 0.0) for _ in range(50)} == {dear}
+    assert {balancer.pick([dear, idle], [dear], 0.0) for _ in range(50)} == {dear}
 
 
 def test_round_robin_is_even() -> None:
     """Each node has its turn."""
     targets = endpoints(7)
     balancer = RoundRobin(random.Random(3))
-    picks = [balancer.choose(targets, 0.0).instance.id for _ in range(70)]
+    picks = [pick(balancer, targets, 0.0).instance.id for _ in range(70)]
     assert set(Counter(picks).values()) == {10}
     assert picks[:7] == picks[7:14]
 
@@ -226,7 +228,7 @@ def test_round_robin_is_even() -> None:
 def test_round_robins_start_anywhere() -> None:
     """Many clients that start together do not all begin with the same node."""
     targets = endpoints(5)
-    first = Counter(RoundRobin(random.Random(seed)).choose(targets, 0.0).instance.id for seed in range(500))
+    first = Counter(pick(RoundRobin(random.Random(seed)), targets, 0.0).instance.id for seed in range(500))
     assert min(first.values()) > 50
 
 

@@ -197,7 +197,6 @@ async def test_target_that_cannot_be_understood(target: str, message: str) -> No
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.xfail(strict=True, reason="closing leaves calls alone")
 @pytest.mark.parametrize("wire", ["grpc", "memory"])
 @pytest.mark.parametrize("arity", ARITIES.values(), ids=ARITIES)
 async def test_closing_cancels_what_is_in_flight(wire: str, arity: Arity) -> None:
@@ -273,7 +272,6 @@ async def test_connection_that_breaks_in_mid_call(arity: Arity) -> None:
     assert (caught.value.remote, caught.value.sent, caught.value.attempts) == (False, True, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="CANCELLED")
 @pytest.mark.parametrize("arity", ARITIES.values(), ids=ARITIES)
 async def test_machine_that_dies_in_memory(arity: Arity) -> None:
     """`Hosted.disconnect` does what a dying machine does on a real network."""

@@ -121,7 +121,6 @@ def nothing(transport: FakeTransport) -> None:
     """What a connection to an instance behind a silent firewall does."""
 
 
-@pytest.mark.xfail(strict=True, reason="frozen slots dataclass")
 def test_method_with_its_types_spelled_out() -> None:
     """`Method[Req, Res](...)` is a Method like any other."""
     assert Method[str, str]("shop.Catalog", "Get", str, str).full_name == "shop.Catalog/Get"
@@ -371,8 +370,8 @@ async def test_only_ready_ones_are_picked(balancer: BalancerName) -> None:
         ("peak_ewma", 1),
         ("peak_ewma", 3),
         ("round_robin", 0),
-        pytest.param("round_robin", 1, marks=pytest.mark.xfail(strict=True, reason="uneven")),
-        pytest.param("round_robin", 3, marks=pytest.mark.xfail(strict=True, reason="uneven")),
+        ("round_robin", 1),
+        ("round_robin", 3),
     ],
 )
 async def test_even_shares_among_the_living(balancer: BalancerName, dead: int) -> None:
@@ -414,7 +413,6 @@ async def test_stream_holds_its_endpoint() -> None:
             assert [endpoint.pending for endpoint in channel.pool.endpoints] == [0]
 
 
-@pytest.mark.xfail(strict=True, reason="not closed")
 async def test_closing_ends_calls_in_flight() -> None:
     """Closing a channel cancels what is in flight on it, and closes every connection."""
     async with site() as here:
@@ -437,7 +435,6 @@ async def _hang(call: Call) -> str:
     return "never"
 
 
-@pytest.mark.xfail(strict=True, reason="not closed")
 async def test_closing_closes_what_still_finishes() -> None:
     """That includes the connection of an instance that had vanished, but had calls to finish."""
     async with site() as here:
@@ -451,7 +448,6 @@ async def test_closing_closes_what_still_finishes() -> None:
         call.cancel()
 
 
-@pytest.mark.xfail(strict=True, reason="waits on")
 @pytest.mark.parametrize("known", [True, False])
 async def test_closing_ends_calls_that_wait(known: bool) -> None:
     """A call that waits for instances or for a connection ends when its channel is closed."""
