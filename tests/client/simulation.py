@@ -58,13 +58,6 @@ def endpoints(count: int) -> list[Endpoint]:
     return [endpoint(f"e{number}") for number in range(count)]
 
 
-def choose(balancer: Balancer, targets: Sequence[Endpoint], now: float) -> Endpoint:
-    """The pick among endpoints that are all ready."""
-    target = balancer.pick(targets, targets, now)
-    assert target is not None
-    return target
-
-
 Answer = Callable[[random.Random], tuple[float, RpcError | None]]
 """What a server does with a call: seconds it takes, and how it fails, if it does."""
 
@@ -85,8 +78,8 @@ def never() -> Answer:
 
 
 def pick(balancer: Balancer, targets: Sequence[Endpoint], now: float) -> Endpoint:
-    """The next endpoint; there is a ready one."""
-    found = balancer.pick(targets, [target for target in targets if target.available], now)
+    """The pick among endpoints that are all ready."""
+    found = balancer.pick(targets, targets, now)
     assert found is not None
     return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from framework import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted, RpcError, Unavailable
 from framework.client.balancer import BALANCERS, Balancer, Endpoint, PeakEwma, RoundRobin
-from tests.client.simulation import FakeTransport, choose, endpoint, endpoints, fails, never, pick, simulate, takes
+from tests.client.simulation import FakeTransport, endpoint, endpoints, fails, never, pick, simulate, takes
 
 
 class Watched(Sequence[Endpoint]):
