@@ -1,0 +1,212 @@
+"""How many calls a server works on at a time, found by how their latency answers; the rest is refused at once.
+
+    | event                               | effect                                                                   |
+    |-------------------------------------|--------------------------------------------------------------------------|
+    | admit(criticality)                  | refused when in flight >= its share of the limit; else in flight + 1     |
+    | end(now, seconds)                   | in flight - 1, and one more sample in the window                         |
+    | end(now, seconds, expired=True)     | the same; the sample does not tell how long calls take when all is well  |
+    | leave()                             | in flight - 1; how long the call took says nothing                       |
+    | the window is over:                 |                                                                          |
+    |   in flight stayed below limit / 2  | limit unchanged: what was not used is not known to be good               |
+    |   otherwise                         | limit + 0.2 * (limit * gradient + 4 - limit), from minimum to maximum    |
+    |   ... and more than a tenth expired | the same, when that is less; else unchanged                              |
+
+    gradient = clamp(1.5 * long / short, 0.5, 1)
+    short    = mean latency of the window
+    long     = its exponential average over 600 windows, expired calls left out; it falls by a twentieth with every
+               window in which it is more than twice the short one, so that it recovers from a long overload
+
+Source: `Gradient2Limit` of Netflix's concurrency-limits. It keeps growing while all calls end with the same timeout,
+because constant latency looks healthy (its issue 137); here expired calls can only lower the limit. Shares of the
+limit by criticality: "Site Reliability Engineering", chapter 21.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from framework.config import _integer, _setting, _Table
+from framework.errors import ConfigError
+from framework.interceptors.criticality import Criticality
+
+SHARES = {
+    Criticality.CRITICAL_PLUS: 100,
+    Criticality.CRITICAL: 90,
+    Criticality.SHEDDABLE_PLUS: 75,
+    Criticality.SHEDDABLE: 60,
+}
+"""Percent of the limit that calls in flight may have reached for one more to be admitted."""
+
+TOLERANCE = 1.5
+"""Latency may be so many times the long average before the limit shrinks."""
+
+SMOOTHING = 0.2
+"""Share of a change that is made at once."""
+
+QUEUE = 4
+"""Calls by which the limit grows when latency is well; they find out whether there is more."""
+
+WINDOW = 0.1
+"""Seconds that a window lasts at least."""
+
+SAMPLES = 10
+"""Calls that a window has at least."""
+
+LONG = 600
+"""Windows that the long average is taken over."""
+
+WARM_UP = 10
+"""Windows at the beginning whose plain mean it is."""
+
+MAX_EXPIRED = 0.1
+"""Share of expired calls in a window with which the limit does not grow."""
+
+MIN_PUSHBACK, MAX_PUSHBACK = 0.02, 1.0
+"""Seconds that a refused client is asked to stay away, jitter aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterSettings(_Table):
+    """Calls a server works on at a time; streams and health checks are not among them.
+
+    Attributes:
+        minimum: calls that are always let in.
+        maximum: calls that the limit never exceeds.
+        initial: the limit before anything is known.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    minimum: int = _setting(20, _integer(1, 1_000_000))
+    maximum: int = _setting(200, _integer(1, 1_000_000))
+    initial: int = _setting(20, _integer(1, 1_000_000))
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.initial <= self.maximum:
+            raise ConfigError(
+                f"limiter has minimum {self.minimum}, initial {self.initial} and maximum {self.maximum};"
+                " they must be whole numbers above 0, in this order"
+            )
+
+
+class Limiter:
+    """The limit of one server.
+
+    Attributes:
+        in_flight: calls admitted that have not ended.
+    """
+
+    __slots__ = (
+        "_count",
+        "_due",
+        "_expired",
+        "_expired_seconds",
+        "_limit",
+        "_long",
+        "_peak",
+        "_random",
+        "_rooms",
+        "_seconds",
+        "_settings",
+        "_short",
+        "_windows",
+        "in_flight",
+    )
+
+    def __init__(self, settings: LimiterSettings, rng: random.Random) -> None:
+        self._settings = settings
+        self._random = rng.random
+        self.in_flight = 0
+        self._limit = float(settings.initial)
+        self._rooms = _rooms(settings.initial)
+        self._long = self._short = 0.0
+        self._windows = 0  # that `_long` is made of, as far as that matters
+        self._peak = 0  # most calls in flight in this window
+        self._count = self._expired = 0  # calls of this window that ended in time, and that did not
+        self._seconds = self._expired_seconds = 0.0  # what they took
+        self._due = 0.0  # this window may end
+
+    @property
+    def limit(self) -> int:
+        """Calls that the server works on at a time now."""
+        return int(self._limit)
+
+    def admit(self, criticality: Criticality) -> bool:
+        """Let a call in, which is then ended with `end` or `leave` exactly once; False when it must be refused."""
+        in_flight = self.in_flight
+        if in_flight >= self._rooms[criticality]:
+            return False
+        self.in_flight = in_flight = in_flight + 1
+        if in_flight > self._peak:
+            self._peak = in_flight
+        return True
+
+    def end(self, now: float, seconds: float, *, expired: bool = False) -> None:
+        """An admitted call has ended.
+
+        Args:
+            now: seconds.
+            seconds: how long it took.
+            expired: its deadline passed, or that of a call it waited for, so that it might have taken longer.
+        """
+        self.in_flight -= 1
+        if expired:
+            self._expired += 1
+            self._expired_seconds += seconds
+        else:
+            self._count += 1
+            self._seconds += seconds
+        if now >= self._due and self._count + self._expired >= SAMPLES:
+            self._update()
+            self._due = now + WINDOW
+            self._peak = self.in_flight
+            self._count = self._expired = 0
+            self._seconds = self._expired_seconds = 0.0
+
+    def leave(self) -> None:
+        """An admitted call has ended whose duration says nothing: cancelled, or failed before any work."""
+        self.in_flight -= 1
+
+    def pushback(self) -> float:
+        """Seconds after which a client that was refused may come back: about one call's latency later, jittered.
+
+        The jitter is added here, since clients wait exactly as long as they are told (gRFC A6).
+        """
+        return min(max(self._short, MIN_PUSHBACK), MAX_PUSHBACK) * (0.8 + 0.4 * self._random())
+
+    def _update(self) -> None:
+        if self._count:
+            self._learn(self._seconds / self._count)
+        count = self._count + self._expired
+        self._short = short = (self._seconds + self._expired_seconds) / count
+        limit = self._limit
+        if self._peak < limit / 2:
+            return
+        gradient = max(0.5, min(1.0, TOLERANCE * self._long / short)) if short and self._windows else 1.0
+        changed = limit + SMOOTHING * (limit * gradient + QUEUE - limit)
+        if self._expired > MAX_EXPIRED * count and changed > limit:
+            return
+        self._limit = max(float(self._settings.minimum), min(float(self._settings.maximum), changed))
+        self._rooms = _rooms(int(self._limit))
+
+    def _learn(self, seconds: float) -> None:
+        if self._windows < WARM_UP:
+            self._windows += 1
+            self._long += (seconds - self._long) / self._windows
+        else:
+            self._long += (seconds - self._long) * 2 / (LONG + 1)
+        if self._long > 2 * seconds:
+            self._long *= 0.95
+
+    def __repr__(self) -> str:
+        return (
+            f"<Limiter {self.in_flight} of {self.limit} in flight,"
+            f" short={self._short * 1000:.1f}ms long={self._long * 1000:.1f}ms>"
+        )
+
+
+def _rooms(limit: int) -> tuple[int, ...]:
+    """By criticality, how many calls in flight leave room for one more."""
+    return tuple(max(1, limit * SHARES[criticality] // 100) for criticality in Criticality)
