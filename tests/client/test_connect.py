@@ -30,7 +30,7 @@ from framework import (
 )
 from framework.server.server import Server
 from framework.testing import Network
-from tests.invariants.conftest import ARITIES, NO_WAIT, Arity, collect, open_world, soon
+from tests.invariants.conftest import ARITIES, NO_WAIT, Arity, collect, open_world, soon, until
 from tests.invariants.echo import Blocked, Echo, EchoClient, text
 
 NOT_REGISTERED = Settings(registry="none", server=ServerSettings(drain=NO_WAIT))
@@ -312,12 +312,12 @@ async def test_rolling_restart(tmp_path: Path) -> None:
             await first.enter_async_context(_instance("old 1").running(settings))
             await second.enter_async_context(_instance("old 2").running(settings))
             callers = [asyncio.create_task(calling(channel)) for _ in range(4)]
-            await asyncio.sleep(0.3)
+            await until(lambda: len(answers) == 2)
         async with _instance("new 1").running(settings):
-            await asyncio.sleep(0.5)
+            await until(lambda: len(answers) == 3)
             await second.aclose()
             async with _instance("new 2").running(settings):
-                await asyncio.sleep(0.5)
+                await until(lambda: len(answers) == 4)
                 stop.set()
                 await asyncio.gather(*callers)
     assert set(answers) == {"old 1", "old 2", "new 1", "new 2"}
