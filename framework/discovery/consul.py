@@ -4,8 +4,8 @@ A lease asks the agent every second whether it still knows the instance, and reg
 
 A watch is a chain of blocking queries. What they get wrong, and what is done: an index that goes backwards or is
 missing starts again at 0; answers that come without waiting are asked for more and more slowly; an agent that is away
-leaves the last answer in place; an answer that lacks instances after that, or has none any more, is believed once the
-servers confirm it (see `LastGood`).
+leaves the last answer in place; an agent that comes back has forgotten instances, or not yet looked at them, and for a
+while nobody is taken away; nor when an answer is suddenly empty, before the servers confirm it (see `LastGood`).
 
 Reading order: `consul_terms` (settings, JSON), ConsulRegistry, ConsulLease, ConsulWatch, _Agent (py-consul's edge).
 """
@@ -200,12 +200,8 @@ class ConsulWatch(PushedWatch):
         super().__init__(service, str(registry), registry._watches)
         self._agent = registry._agent
         self._good = LastGood(registry.settings.hold)
+        self._missing = 0  # how many are shown that the last answer lacked
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def holding(self) -> bool:
-        """Whether instances are shown that the last answer lacks."""
-        return self._good.until is not None
 
     def _start(self) -> None:
         self._task = asyncio.create_task(self._follow(), name=f"watch {self.service}")
@@ -245,14 +241,14 @@ class ConsulWatch(PushedWatch):
         return wait if self._good.until is None else min(wait, max(0.0, self._good.until - now))
 
     def _judge(self, answer: Snapshot, now: float, forgot: bool, confirm: bool) -> Snapshot:
-        held = self.holding
-        doubtful = forgot or (not answer and not held)
+        doubtful = forgot or (not answer and self._good.until is None)
         shown = self._good.accept(answer, now, doubtful=doubtful, confirmed=confirm and not forgot)
         where, missing = f"{self.service} in {self.registry}", len(shown) - len(answer)
-        if missing and not held:
+        if missing and not self._missing:
             log.warning("%s: %d of %d instances are missing; kept until that is confirmed", where, missing, len(shown))
-        elif held and not missing:
+        elif self._missing and not missing:
             log.info("%s: %s: %d instances", where, "confirmed" if confirm else "none is missing any more", len(shown))
+        self._missing = missing
         return shown
 
 

@@ -69,7 +69,7 @@ class ConsulSettings:
         verify: whether its certificate is checked.
         check: how Consul finds out that an instance is healthy.
         hold: seconds for which instances that Consul may have forgotten are kept before its servers are asked to
-            confirm; longer than it takes them to register again.
+            confirm: longer than it takes them to register again, and Consul to look at them all again.
     """
 
     host: str = "127.0.0.1"
@@ -94,7 +94,8 @@ class ConsulSettings:
             verify=false              do not check its certificate
             check=grpc|grpc-tls|ttl   how instances are checked
             interval=SECONDS          how often
-            hold=SECONDS              how long instances that may be forgotten are kept
+            hold=SECONDS              how long instances that may be forgotten are kept; by default 3, and longer than
+                                      the interval
 
         Raises:
             ConfigError: an unknown word, or a value that cannot be.
@@ -109,7 +110,7 @@ class ConsulSettings:
                 raise ConfigError(f"{url!r}: {word} is true or false.")
         try:
             check = Check(cast(Kind, words.get("check", "grpc")), float(words.get("interval", Check().interval)))
-            hold = float(words.get("hold", cls().hold))
+            hold = float(words.get("hold", max(cls().hold, check.interval + 1)))
         except ValueError:
             raise ConfigError(f"{url!r}: interval and hold are numbers of seconds.") from None
         ca, cert, key, verify = (words.get(word, "") for word in ("ca", "cert", "key", "verify"))

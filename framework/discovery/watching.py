@@ -18,19 +18,19 @@ log = logging.getLogger("framework.discovery")
 class LastGood:
     """Which instances to show when a registry may have forgotten some. Pure: it is told the time.
 
-    A registry that restarted, or whose file was deleted, answers with fewer instances than there are until each has
-    registered again. To believe it would close every connection and open them again a second later.
+    A registry that restarted, or whose file was deleted, answers with fewer instances than there are, until each has
+    registered again and been found healthy again. To believe it would close every connection, and open them again a
+    second later. So after a doubtful answer nobody is taken away for a while; who is new is shown at once.
 
-        state   answer                     becomes   shown
-        TRUST   any                        TRUST     the answer
-        TRUST   doubtful, lacks some       HOLD      the answer and those it lacks
-        HOLD    lacks none of those        TRUST     the answer
-        HOLD    lacks some                 HOLD      the answer and those it lacks
-        HOLD    doubtful, lacks some       HOLD      the same, and the time begins again
-        HOLD    confirmed                  TRUST     the answer
+        state   answer      becomes                         shown
+        TRUST   any         TRUST                           the answer
+        TRUST   doubtful    HOLD                            the answer, and who was shown and is missing in it
+        HOLD    any         HOLD                            the same
+        HOLD    doubtful    HOLD, and its time starts anew  the same
+        HOLD    confirmed   TRUST                           the answer
 
     Args:
-        hold: seconds before a confirmed answer is asked for.
+        hold: seconds after which an answer is to be confirmed.
     """
 
     def __init__(self, hold: float) -> None:
@@ -39,19 +39,19 @@ class LastGood:
         self.until: float | None = None  # None is TRUST
 
     def due(self, now: float) -> bool:
-        """Whether it is time to ask for an answer that is believed whatever it says."""
+        """Whether it is time for an answer that is believed whatever it says."""
         return self.until is not None and now >= self.until
 
     def accept(self, answer: Snapshot, now: float, *, doubtful: bool = False, confirmed: bool = False) -> Snapshot:
         """What to show after this answer."""
-        missing = {} if confirmed else {key: one for key, one in (self.shown or {}).items() if key not in answer}
-        if not missing or (self.until is None and not doubtful):
+        if doubtful:
+            self.until = now + self.hold
+        elif confirmed:
             self.until = None
-            self.shown = answer
-        else:
-            if self.until is None or doubtful:
-                self.until = now + self.hold
-            self.shown = {**answer, **missing}
+        missing = {}
+        if self.until is not None and self.shown:
+            missing = {id: one for id, one in self.shown.items() if id not in answer}
+        self.shown = {**answer, **missing} if missing else answer
         return self.shown
 
 

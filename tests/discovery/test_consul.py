@@ -206,12 +206,10 @@ async def test_service_of_another_tool_is_found(consul: ConsulAgent, open_consul
 # An agent that goes away
 
 
-async def test_restarted_agent_that_lost_everything(
-    consul_agent: MakeAgent, open_consul: Open, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_restarted_agent_that_lost_everything(consul_agent: MakeAgent, open_consul: Open) -> None:
     """When the agent comes back empty, all are registered again within 2 s, and no watch sees anybody leave."""
     agent = await asyncio.to_thread(consul_agent)
-    registry = open_consul(agent)
+    registry = open_consul(agent, hold=2)
     all_three = {f"catalog-{number}" for number in range(3)}
     for id in all_three:
         await registry.register(instance(id))
@@ -221,31 +219,33 @@ async def test_restarted_agent_that_lost_everything(
     shutil.rmtree(agent.folder / "data")
     await asyncio.to_thread(agent.start)
     assert await eventually(lambda: set(agent.api("agent/services")) == all_three) < 2
-    await eventually(lambda: watch.problem == "" and not watch.holding)
-    await nothing_comes(watch, within=0.2)
+    await nothing_comes(watch, within=2.5)
+    assert watch.problem == ""
     await registry.register(instance("catalog-9"))
     assert set(await until(watch, bool, within=1)) == {*all_three, "catalog-9"}
 
 
 async def test_agent_that_is_away_changes_nothing(consul_agent: MakeAgent, open_consul: Open) -> None:
-    """While the agent is down a watch keeps what it knew and says why; what happens after its return arrives in 2 s."""
+    """While the agent is down a watch keeps what it knew and says why. When it is back, changes arrive within 2 s, and
+    nobody leaves though Consul begins by holding everything for critical."""
     agent = await asyncio.to_thread(consul_agent)
     agent.api("agent/service/register", "PUT", {"Name": "catalog", "ID": "theirs", "Port": 1})
-    registry = open_consul(agent, hold=0.5)
-    await registry.register(instance("ours"))
-    watch = registry.watch("catalog")
-    await until(watch, lambda snapshot: set(snapshot) == {"theirs", "ours"})
-    agent.stop()
-    await eventually(lambda: watch.problem)
-    assert watch.problem == f"consul://{agent.address}: connection refused"
-    await nothing_comes(watch, within=0.7)
-    comes = asyncio.create_task(registry.register(instance("comes")))
-    await asyncio.to_thread(agent.start)
-    await asyncio.wait_for(comes, 2)
-    assert set(await until(watch, bool, within=2)) == {"theirs", "ours", "comes"}
-    agent.api("agent/service/deregister/theirs", "PUT")
-    assert set(await until(watch, bool, within=2)) == {"ours", "comes"}
-    assert watch.problem == ""
+    registry = open_consul(agent, check=Check(interval=0.5), hold=2)
+    async with health_server() as (address, _):
+        await registry.register(instance("ours", address=address))
+        watch = registry.watch("catalog")
+        await until(watch, lambda snapshot: set(snapshot) == {"theirs", "ours"})
+        agent.stop()
+        await eventually(lambda: watch.problem)
+        assert watch.problem == f"consul://{agent.address}: connection refused"
+        await nothing_comes(watch, within=0.7)
+        comes = asyncio.create_task(registry.register(instance("comes", address=address)))
+        await asyncio.to_thread(agent.start)
+        await asyncio.wait_for(comes, 2)
+        assert set(await until(watch, bool, within=2)) == {"theirs", "ours", "comes"}
+        agent.api("agent/service/deregister/theirs", "PUT")
+        assert set(await until(watch, bool, within=4)) == {"ours", "comes"}
+        assert watch.problem == ""
 
 
 async def test_no_agent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,11 +268,11 @@ async def test_hung_agent_holds_up_nobody(
     consul_agent: MakeAgent, open_consul: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An agent that accepts and says nothing is given up on: closing takes bounded time and raises nothing."""
-    monkeypatch.setattr(consul, "ANSWER", 0.3)
-    monkeypatch.setattr(consul, "PATIENCE", 0.5)
     agent = await asyncio.to_thread(consul_agent)
     registry = open_consul(agent)
     lease = await registry.register(instance())
+    monkeypatch.setattr(consul, "ANSWER", 0.3)
+    monkeypatch.setattr(consul, "PATIENCE", 0.5)
     os.kill(agent.pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(1):
@@ -309,6 +309,7 @@ async def test_more_watches_than_a_connection_pool_holds(consul: ConsulAgent, op
     registry = open_consul(consul)
     watches = [registry.watch(f"many-{number}") for number in range(150)]
     assert all([await anext(watch) == {} for watch in watches])
+    await asyncio.sleep(0.2)  # now every watch waits for an answer
     await asyncio.wait_for(registry.register(instance("many-7", "many-7")), 2)
     assert set(await until(watches[7], bool, within=2)) == {"many-7"}
 
@@ -371,7 +372,6 @@ async def test_answer_that_is_suddenly_empty_is_not_believed(caplog: pytest.LogC
         fake.says(12, *"abcde")
         await nothing_comes(watch, within=0.6)
     assert "5 of 5 instances are missing; kept until that is confirmed" in caplog.text
-    assert not any("consistent" in query for query in fake.queries)
 
 
 async def test_answer_that_stays_empty_is_confirmed_first() -> None:
@@ -392,11 +392,26 @@ async def test_answer_that_stays_empty_is_confirmed_first() -> None:
     assert fake.queries[-1]["index"] == "11"
 
 
+async def test_answer_after_trouble_may_lack_instances() -> None:
+    """After an error, an answer with fewer instances is not believed at once, whatever its index says."""
+    fake = FakeConsul()
+    fake.says(50, "a", "b")
+    async with fake.serve(hold=5) as registry:
+        watch = registry.watch("catalog")
+        assert set(await anext(watch)) == {"a", "b"}
+        fake.says_text("No cluster leader", 500)
+        fake.says(60, "a")
+        await nothing_comes(watch, within=0.7)
+        assert watch.problem == ""
+        fake.says(61, "a", "c")
+        assert set(await anext(watch)) == {"a", "b", "c"}
+
+
 async def test_instances_that_return_one_by_one_do_not_flap() -> None:
     """After an agent forgot everything, no instance leaves while they come back, and a new one is seen at once."""
     fake = FakeConsul()
     fake.says(50, "a", "b", "c")
-    async with fake.serve(hold=5) as registry:
+    async with fake.serve(hold=1) as registry:
         watch = registry.watch("catalog")
         assert set(await anext(watch)) == {"a", "b", "c"}
         for answer in ([], ["b"], ["b", "a"]):
@@ -404,9 +419,7 @@ async def test_instances_that_return_one_by_one_do_not_flap() -> None:
         await nothing_comes(watch, within=0.5)
         fake.says(9, "b", "a", "d")
         assert set(await anext(watch)) == {"a", "b", "c", "d"}
-        fake.says(10, "b", "a", "d", "c")
-        await nothing_comes(watch, within=0.2)
-        fake.says(11, "b", "d", "c")
+        fake.says(10, "b", "d", "c")
         assert set(await anext(watch)) == {"b", "c", "d"}
 
 

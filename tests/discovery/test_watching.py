@@ -18,16 +18,22 @@ def test_plain_answers_are_shown_as_they_are() -> None:
     assert good.until is None
 
 
-def test_doubtful_answer_keeps_what_it_lacks() -> None:
+def test_doubtful_answer_takes_nobody_away() -> None:
     """After a restart instances come back one by one; those seen before stay, new ones are shown at once."""
     good = LastGood(hold=3)
     good.accept(of("a", "b", "c"), now=0)
     assert good.accept(of(), now=10, doubtful=True) == of("a", "b", "c")
     assert good.accept(of("b"), now=11) == of("a", "b", "c")
-    assert good.accept(of("b", "d"), now=11) == of("a", "b", "c", "d")
+    assert good.accept(of("b", "d"), now=12) == of("a", "b", "c", "d")
     assert good.until == 13
-    assert good.accept(of("a", "b", "c", "d"), now=12) == of("a", "b", "c", "d")
-    assert good.until is None
+
+
+def test_complete_answer_does_not_end_the_doubt() -> None:
+    """A registry that came back may remember all at first, and look at them again only then."""
+    good = LastGood(hold=3)
+    good.accept(of("a", "b"), now=0)
+    assert good.accept(of("a", "b"), now=10, doubtful=True) == of("a", "b")
+    assert good.accept(of("a"), now=11) == of("a", "b")
 
 
 def test_confirmed_answer_is_believed() -> None:
@@ -37,7 +43,8 @@ def test_confirmed_answer_is_believed() -> None:
     good.accept(of("a"), now=1, doubtful=True)
     assert [good.due(now) for now in (3.9, 4.0)] == [False, True]
     assert good.accept(of(), now=4, confirmed=True) == of()
-    assert not good.due(5)
+    assert good.accept(of("a"), now=5) == of("a")
+    assert good.accept(of(), now=6) == of()
 
 
 def test_doubt_again_begins_the_time_again() -> None:
@@ -49,11 +56,3 @@ def test_doubt_again_begins_the_time_again() -> None:
     assert good.until == 4
     good.accept(of(), now=3, doubtful=True)
     assert good.until == 6
-
-
-def test_doubtful_answer_that_lacks_nothing_is_believed() -> None:
-    """A registry that was away and forgot nothing changes nothing."""
-    good = LastGood(hold=3)
-    good.accept(of("a"), now=0)
-    assert good.accept(of("a", "b"), now=1, doubtful=True) == of("a", "b")
-    assert good.until is None
