@@ -307,19 +307,20 @@ async def test_rolling_restart(tmp_path: Path) -> None:
                 answers[repr(error)] += 1
             await asyncio.sleep(0.002)
 
-    async with AsyncExitStack() as second, connect("echo", settings=settings) as channel:
-        async with AsyncExitStack() as first:
-            await first.enter_async_context(_instance("old 1").running(settings))
-            await second.enter_async_context(_instance("old 2").running(settings))
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        await first.enter_async_context(_instance("old 1").running(settings))
+        await second.enter_async_context(_instance("old 2").running(settings))
+        async with connect("echo", settings=settings) as channel:
             callers = [asyncio.create_task(calling(channel)) for _ in range(4)]
             await until(lambda: len(answers) == 2)
-        async with _instance("new 1").running(settings):
-            await until(lambda: len(answers) == 3)
-            await second.aclose()
-            async with _instance("new 2").running(settings):
-                await until(lambda: len(answers) == 4)
-                stop.set()
-                await asyncio.gather(*callers)
+            await first.aclose()
+            async with _instance("new 1").running(settings):
+                await until(lambda: len(answers) == 3)
+                await second.aclose()
+                async with _instance("new 2").running(settings):
+                    await until(lambda: len(answers) == 4)
+                    stop.set()
+                    await asyncio.gather(*callers)
     assert set(answers) == {"old 1", "old 2", "new 1", "new 2"}
 
 
