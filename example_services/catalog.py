@@ -96,7 +96,11 @@ async def lifespan(service: Service) -> AsyncIterator[None]:
         yield
 
 
-service = Service("catalog", lifespan=lifespan, metadata={"pid": str(os.getpid())})
+service = Service(
+    "catalog",
+    lifespan=lifespan,
+    metadata={"pid": str(os.getpid())},  # the registry tells which process this is
+)
 
 if __name__ == "__main__":
     service.run()

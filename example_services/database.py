@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -91,9 +92,16 @@ class Database:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
     connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
+    give_up_at = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
+            return connection
+        except sqlite3.OperationalError:  # of two who switch a new file to it at the same moment, one is refused
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
 
 
 def _create_once(connection: sqlite3.Connection, create: Callable[[sqlite3.Connection], None]) -> None:

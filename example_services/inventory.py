@@ -136,7 +136,12 @@ async def lifespan(service: Service) -> AsyncIterator[None]:
         yield
 
 
-service = Service("inventory", lifespan=lifespan, errors={KeyReused: AlreadyExists}, metadata={"pid": str(os.getpid())})
+service = Service(
+    "inventory",
+    lifespan=lifespan,
+    errors={KeyReused: AlreadyExists},
+    metadata={"pid": str(os.getpid())},  # the registry tells which process this is
+)
 
 if __name__ == "__main__":
     service.run()

@@ -287,7 +287,12 @@ ERRORS = {
     KeyReused: AlreadyExists,
     Unavailable: Unavailable,  # of a peer: the order is kept as far as it got, and the caller may repeat the call
 }
-service = Service("orders", lifespan=lifespan, errors=ERRORS, metadata={"pid": str(os.getpid())})
+service = Service(
+    "orders",
+    lifespan=lifespan,
+    errors=ERRORS,
+    metadata={"pid": str(os.getpid())},  # the registry tells which process this is
+)
 
 if __name__ == "__main__":
     service.run()

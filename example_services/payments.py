@@ -99,7 +99,12 @@ async def lifespan(service: Service) -> AsyncIterator[None]:
         yield
 
 
-service = Service("payments", lifespan=lifespan, errors={KeyReused: AlreadyExists}, metadata={"pid": str(os.getpid())})
+service = Service(
+    "payments",
+    lifespan=lifespan,
+    errors={KeyReused: AlreadyExists},
+    metadata={"pid": str(os.getpid())},  # the registry tells which process this is
+)
 
 if __name__ == "__main__":
     service.run()
