@@ -128,6 +128,11 @@ class State(enum.Enum):
     HALF_OPEN = "half open"
 
 
+# A member of an enum costs more to look up than a global, and every call does.
+_CLOSED, _OPEN, _HALF_OPEN = State
+_SUCCESS, _FAILURE, _, _IGNORED = Treatment
+
+
 class Breaker:
     """The breaker of one endpoint. Whoever picks asks `available`; every call made is begun and ended.
 
@@ -176,7 +181,7 @@ class Breaker:
         self._give_up = math.inf  # HALF_OPEN: probes that are out have failed
         self._permits = 0  # HALF_OPEN: probes that may begin
         self._wanted = 0  # HALF_OPEN: probes that must still succeed, begun or not
-        self._enter(State.CLOSED)
+        self._enter(_CLOSED)
 
     def state(self, now: float) -> State:
         """The state at `now` seconds."""
@@ -187,20 +192,20 @@ class Breaker:
     def available(self, now: float) -> bool:
         """Whether a call begun at `now` seconds would be let through."""
         state = self._state
-        if state is State.CLOSED:
+        if state is _CLOSED:
             return True
-        if state is State.HALF_OPEN:
+        if state is _HALF_OPEN:
             state = self.state(now)
-        return now >= self._until if state is State.OPEN else self._permits > 0
+        return now >= self._until if state is _OPEN else self._permits > 0
 
     def begin(self, now: float) -> int:
         """A call begins at `now` seconds; the permit it must be ended with. UNCOUNTED when it is not `available`."""
-        if self._state is State.CLOSED:
+        if self._state is _CLOSED:
             return self._generation
         if not self.available(now):
             return UNCOUNTED
-        if self._state is State.OPEN:
-            self._enter(State.HALF_OPEN)
+        if self._state is _OPEN:
+            self._enter(_HALF_OPEN)
         if self._permits == self._wanted:
             self._give_up = now + self._settings.probe_wait
         self._permits -= 1
@@ -208,10 +213,10 @@ class Breaker:
 
     def end(self, now: float, permit: int, treatment: Treatment, duration: float) -> None:
         """A call has ended at `now` seconds, `duration` seconds after it began; exactly once for every `begin`."""
-        if self._state is not State.CLOSED:
+        if self._state is not _CLOSED:
             self._probed(now, permit, treatment, duration)
             return
-        if permit != self._generation or treatment is Treatment.IGNORED:
+        if permit != self._generation or treatment is _IGNORED:
             return
         bucket = int(now * self._buckets_per_second)
         if bucket > self._bucket:
@@ -219,11 +224,11 @@ class Breaker:
         self._calls += 1
         if duration >= self._slow:
             self._slows += 1
-        if treatment is Treatment.SUCCESS:
+        if treatment is _SUCCESS:
             self._row = 0
         else:
             self._failures += 1
-            if treatment is Treatment.FAILURE:
+            if treatment is _FAILURE:
                 self._row += 1
                 if self._row == self._settings.consecutive:
                     self._open(now, f"{self._row} failures in a row")
@@ -240,11 +245,11 @@ class Breaker:
             self._open(now, f"{slows} of {calls} calls within {settings.window:g}s took {self._slow:g}s or more")
 
     def _probed(self, now: float, permit: int, treatment: Treatment, duration: float) -> None:
-        if self.state(now) is not State.HALF_OPEN or permit != self._generation:
+        if self.state(now) is not _HALF_OPEN or permit != self._generation:
             return
-        if treatment is Treatment.IGNORED:
+        if treatment is _IGNORED:
             self._permits += 1
-        elif treatment is not Treatment.SUCCESS:
+        elif treatment is not _SUCCESS:
             self._open(now, "a probe failed")
             return
         elif duration >= self._slow:
@@ -254,7 +259,7 @@ class Breaker:
             self._wanted -= 1
             if self._wanted == 0:
                 self._half = self._settings.open
-                self._enter(State.CLOSED)
+                self._enter(_CLOSED)
                 return
         if self._permits == self._wanted:
             self._give_up = math.inf  # none is out
@@ -264,7 +269,7 @@ class Breaker:
         self._half = 2 * half
         self._until = now + half + half * self._random()
         self.reason = reason
-        self._enter(State.OPEN)
+        self._enter(_OPEN)
 
     def _enter(self, state: State) -> None:
         self._state = state
@@ -283,9 +288,9 @@ class Breaker:
         self._calls_before, self._failures_before, self._slows_before = self._marks[(bucket + 1) % BUCKETS]
 
     def __repr__(self) -> str:
-        if self._state is State.CLOSED:
+        if self._state is _CLOSED:
             calls, failures = self._calls - self._calls_before, self._failures - self._failures_before
             return f"<Breaker closed: {failures} of {calls} failed, {self._row} in a row>"
-        if self._state is State.OPEN:
+        if self._state is _OPEN:
             return f"<Breaker open until {self._until:.3f}: {self.reason}>"
         return f"<Breaker half open: {self._wanted - self._permits} probes out, {self._wanted} to succeed>"

@@ -94,6 +94,20 @@ def test_in_flight_40_of_100_leaves_the_limit_unchanged() -> None:
     assert limiter._limit > before
 
 
+def test_calls_of_an_earlier_window_that_are_still_in_flight_use_the_limit() -> None:
+    """Nobody new came in, but more than half of the limit was busy all the time."""
+    limiter = grown(100)
+    for _ in range(80):
+        limiter.admit(CRITICAL_PLUS)
+    limits = []
+    for _ in range(2):
+        for _ in range(10):
+            limiter.end(limiter._due, 0.01)
+        limits.append(limiter.limit)
+        limiter._due -= 0.1
+    assert limits == [101, 102]
+
+
 def test_constant_timeouts_do_not_grow_the_limit() -> None:
     """From the first call on everything ends after the same second: constant, but not well."""
     limiter = make(minimum=20, initial=40)
@@ -103,11 +117,12 @@ def test_constant_timeouts_do_not_grow_the_limit() -> None:
 
 
 def test_timeouts_after_better_days_shrink_the_limit_to_its_minimum_and_it_stays_there() -> None:
-    """Ten minutes of timeouts do not become the new normal."""
+    """600 windows of timeouts do not become the new normal: 40 ms are still too slow after them."""
     limiter = grown(100)
     for _ in range(600):
         window(limiter, 1.0, limiter.limit, expired=limiter.limit)
-    assert limiter.limit == 20
+    window(limiter, 0.04, 20)
+    assert limiter._limit == 20.0
 
 
 def test_timeouts_shorter_than_usual_do_not_grow_the_limit() -> None:

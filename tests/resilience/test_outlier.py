@@ -60,16 +60,18 @@ def test_two_endpoints_failing_out_of_five_eject_exactly_one() -> None:
     """10% of 5 is less than one; one at least may go, and the other stays however often it is looked at."""
     hosts = hosts_serving(1, 1, 1, 0, 0)
     for tick in (10.0, 20.0, 30.0):
-        sweep(hosts, tick, OutlierSettings())
+        sweep(hosts, tick, OutlierSettings(minimum_hosts=4))
         assert sum(ejected(hosts)) == 1
         serve(hosts, 1, 1, 1, 0, 0)
 
 
 def test_at_most_a_tenth_of_thirty_and_the_worst_first() -> None:
-    """Of five bad ones the three that are worst."""
+    """Of five bad ones the three that are worst; the others stay while those are out."""
     hosts = hosts_serving(*[1.0] * 25, 0.14, 0.10, 0.02, 0.0, 0.05)
-    sweep(hosts, 10.0, OutlierSettings())
-    assert ejected(hosts) == [False] * 27 + [True] * 3
+    for tick in (10.0, 20.0, 30.0):
+        sweep(hosts, tick, OutlierSettings())
+        assert ejected(hosts) == [False] * 27 + [True] * 3
+        serve(hosts, *[1.0] * 25, 0.14, 0.10, 0.02, 0.0, 0.05)
 
 
 def test_the_third_ejection_without_decay_takes_90_seconds() -> None:
@@ -116,10 +118,11 @@ def test_more_than_85_percent_of_failures_eject(rate: float, out: bool) -> None:
     assert hosts[4].ejected is out
 
 
-def test_four_hosts_never_eject() -> None:
+@pytest.mark.parametrize("deviations", [0.0, 0.5, 1.9])
+def test_four_hosts_never_eject(deviations: float) -> None:
     """Too few to say who is the outlier."""
     hosts = hosts_serving(1, 1, 1, 0)
-    assert sweep(hosts, 10.0, OutlierSettings()) == []
+    assert sweep(hosts, 10.0, OutlierSettings(deviations=deviations)) == []
 
 
 @pytest.mark.parametrize(("settings", "calls"), [(RATE_ALONE, 100), (PERCENTAGE_ALONE, 50)])
@@ -146,10 +149,21 @@ def test_zero_percent_ejects_none() -> None:
 
 
 def test_a_host_both_ways_bad_is_ejected_once() -> None:
-    """Success rate and failure percentage both speak against it: one ejection, multiplier 1."""
-    hosts = hosts_serving(1, 1, 1, 1, 0)
+    """Success rate and failure percentage both speak against it, and there is room for three: multiplier 1."""
+    hosts = hosts_serving(*[1.0] * 29, 0)
     sweep(hosts, 10.0, OutlierSettings())
-    assert hosts[4].multiplier == 1
+    assert hosts[29].multiplier == 1
+
+
+def test_what_an_ejected_host_does_is_not_held_against_it() -> None:
+    """Calls that were under way, or sent in a panic, fail: it is not ejected anew, and its time runs on."""
+    hosts = hosts_serving(*[1.0] * 29, 0)
+    sweep(hosts, 10.0, OutlierSettings())
+    serve(hosts[:29], *[1.0] * 29)
+    hosts[29].failures = 100
+    assert sweep(hosts, 20.0, OutlierSettings()) == []
+    assert hosts[29].multiplier == 1
+    assert sweep(hosts, 40.0, OutlierSettings()) == [hosts[29]]
 
 
 @pytest.mark.parametrize(
