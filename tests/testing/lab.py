@@ -51,7 +51,8 @@ class Lab(LabServicer):
             case ["slow", seconds]:
                 await asyncio.sleep(float(seconds))
             case ["headers"]:
-                return Text(text=str([pair for pair in context.invocation_metadata() if pair[0].startswith("x-lab")]))
+                sent = [tuple(pair) for pair in context.invocation_metadata()]
+                return Text(text=str([pair for pair in sent if pair[0].startswith("x-lab")]))
             case ["time"]:
                 return Text(text=f"{context.time_remaining():.0f} s")
         return Text(text=f"Hello, {request.text}!")
@@ -91,26 +92,33 @@ def write(folder: Path) -> Path:
     return folder
 
 
-def environment(**variables: object) -> dict[str, str]:
+def environment(**variables: Any) -> dict[str, str]:
     """A user's shell, with these variables."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FRAMEWORK_", "GRPC_"))}
     return own | {name: str(value) for name, value in variables.items()}
 
 
-def start(folder: Path, *command: str, stderr: Any = subprocess.PIPE, **variables: object) -> subprocess.Popen[str]:
-    """A Python process in a directory; pipes to and from it."""
+def start(
+    folder: Path,
+    *command: str,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+    **variables: Any,
+) -> subprocess.Popen[str]:
+    """A Python process in a directory."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
         env=environment(**variables),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=stdin,
+        stdout=stdout,
         stderr=stderr,
         text=True,
     )
 
 
-def framework(folder: Path, *arguments: str, stdin: str = "", **variables: object) -> subprocess.CompletedProcess[str]:
+def framework(folder: Path, *arguments: str, stdin: str = "", **variables: Any) -> subprocess.CompletedProcess[str]:
     """The command, run to its end."""
     return subprocess.run(
         [sys.executable, "-m", "framework", *arguments],
@@ -157,13 +165,12 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *command: str, **variables: object) -> Iterator[Serving]:
+def serving(folder: Path, *command: str, **variables: Any) -> Iterator[Serving]:
     """`framework run lab_service`, or another command, once it serves; killed at the end if it is still there."""
     command = command or ("-m", "framework", "run", "lab_service")
-    variables = {"FRAMEWORK_SERVER_DRAIN_DELAY": 0, **variables}
+    variables.setdefault("FRAMEWORK_SERVER_DRAIN_DELAY", 0)
     with start(folder, *command, **variables) as process:
         try:
             yield Serving(process)
         finally:
             process.kill()
-            process.stdin = None  # nothing is to be flushed into it
