@@ -26,30 +26,6 @@ T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds after which something that should happen at once is said not to happen."""
 
-DEFECTS: dict[str, str] = {
-    "test_server_that_answers_early_is_believed[grpc-stream_stream": "INTERNAL instead of the answer, and tasks left",
-    "test_server_that_fails_early_is_believed[grpc-stream_stream": "INTERNAL instead of the answer, and tasks left",
-}
-"""Tests that fail for now, by the start of their name, and why."""
-
-RARE_DEFECTS: dict[str, str] = {
-    "test_expired_in_the_queue[grpc-stream_": "expired work is not refused",
-    "test_many_at_once[grpc-": "the server calls a deadline a cancellation when it is a moment early",
-    "test_server_that_returns_before_it_has_read_everything[grpc-stream_stream": "see the repeated ones",
-    "test_failure_before_the_requests_are_read[grpc-stream_stream": "see the repeated ones",
-}
-"""The same, for those that fail now and then."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that are known to fail."""
-    for item in items:
-        for table, strict in ((DEFECTS, True), (RARE_DEFECTS, False)):
-            for start, reason in table.items():
-                if item.name.startswith(start) and "tests/invariants/" in item.nodeid:
-                    item.add_marker(pytest.mark.xfail(strict=strict, reason=reason))
-
-
 NO_WAIT = Drain(delay=0.0, grace=0.0, streams=0.0)
 
 

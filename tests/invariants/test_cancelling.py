@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from framework import Code, Context
 from framework.rpc import StreamReply
-from tests.invariants.conftest import World, collect, soon, streaming, until, uploading
+from tests.invariants.conftest import World, collect, only, soon, streaming, until, uploading
 from tests.invariants.echo import Blocked, never, repeat, text
 
 CANCELLED = ([(Code.CANCELLED, False, True)], [(Code.CANCELLED, True, True)])
@@ -153,10 +153,21 @@ async def test_at_once(world: World) -> None:
     assert world.called[0].code is Code.CANCELLED
 
 
-async def test_never_started(world: World) -> None:
-    """A call object that is neither awaited nor iterated over is nothing: no warning, no call."""
+@streaming
+async def test_stream_never_started(world: World) -> None:
+    """A stream that nobody iterates over is nothing: no call, and nothing left."""
     reply = world.start()
     del reply
+    assert await world.call() == ["a"]
+    assert len(world.served) == 1
+
+
+@only(server_streaming=False)
+async def test_reply_never_awaited(world: World) -> None:
+    """A forgotten `await` makes no call, and says so as a coroutine would."""
+    reply = world.start()
+    with pytest.warns(RuntimeWarning, match=f"a call of echo.v1.Echo/{world.arity.method} was never awaited"):
+        del reply
     assert await world.call() == ["a"]
     assert len(world.served) == 1
 
