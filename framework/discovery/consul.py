@@ -140,19 +140,21 @@ class ConsulLease:
         self._owner = registration["meta"]["lease"]
         self._registry = registry
         self._agent = registry._agent
+        self._putting: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def put(self) -> None:
-        """Register, whoever had the id."""
-        await self._agent.register(self._registration)
+        """Register, whoever had the id. A request that is on its way is not called back: `close` comes after it."""
+        self._putting = asyncio.create_task(self._agent.register(self._registration), name=f"register {self.id}")
+        await asyncio.shield(self._putting)
 
     def keep(self) -> None:
         """Keep it registered from now on, until `close`."""
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.id}")
 
     async def close(self) -> None:
-        """Deregister, unless the id is somebody else's by now. Takes 4 seconds at most; never raises."""
+        """Deregister, unless the id is somebody else's by now. Takes 6 seconds at most; never raises."""
         if self._closed:
             return
         self._closed = True
@@ -160,6 +162,8 @@ class ConsulLease:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
+        if self._putting is not None:
+            await asyncio.gather(self._putting, return_exceptions=True)
         try:
             if await self._agent.owner(self.id) == self._owner:
                 await self._agent.deregister(self.id)

@@ -277,9 +277,10 @@ class _Worker:
             if self._watches:
                 self._look(doubtful=lost or stopped)
             self._failing = False
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # whatever it is, the thread goes on
             if not self._failing:
-                log.warning("%s: %s", self._file, reason(error))
+                known = isinstance(error, sqlite3.Error | OSError)
+                log.warning("%s: %s", self._file, reason(error), exc_info=None if known else error)
             self._failing = True
             self._file.close()
             for watch in tuple(self._watches):

@@ -24,7 +24,7 @@ class LastGood:
 
         state   answer      becomes                         shown
         TRUST   any         TRUST                           the answer
-        TRUST   doubtful    HOLD                            the answer, and who was shown and is missing in it
+        TRUST   doubtful    HOLD, if anybody was shown      the answer, and who was shown and is missing in it
         HOLD    any         HOLD                            the same
         HOLD    doubtful    HOLD, and its time starts anew  the same
         HOLD    confirmed   TRUST                           the answer
@@ -44,13 +44,12 @@ class LastGood:
 
     def accept(self, answer: Snapshot, now: float, *, doubtful: bool = False, confirmed: bool = False) -> Snapshot:
         """What to show after this answer."""
-        if doubtful:
+        known = self.shown or {}
+        if doubtful and known:
             self.until = now + self.hold
         elif confirmed:
             self.until = None
-        missing = {}
-        if self.until is not None and self.shown:
-            missing = {id: one for id, one in self.shown.items() if id not in answer}
+        missing = {} if self.until is None else {id: one for id, one in known.items() if id not in answer}
         self.shown = {**answer, **missing} if missing else answer
         return self.shown
 

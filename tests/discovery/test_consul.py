@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -75,8 +76,9 @@ async def eventually(condition: Callable[[], object], within: float = 5.0) -> fl
     pytest.fail("it never happened")
 
 
-def refused_port() -> int:
-    return free_ports(1)[0]
+def state(task: Path) -> str:
+    """What Linux says a thread does: T is stopped."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 # What is registered
@@ -251,7 +253,7 @@ async def test_agent_that_is_away_changes_nothing(consul_agent: MakeAgent, open_
 async def test_no_agent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """When nobody listens, the message says where, why and what to do."""
     monkeypatch.setattr(consul, "PATIENCE", 0.3)
-    port = refused_port()
+    port = free_ports(1)[0]
     registry = open_registry(f"consul://127.0.0.1:{port}")
     expected = (
         f"Consul at http://127.0.0.1:{port} does not answer (connection refused). Start it, or choose another registry "
@@ -274,6 +276,7 @@ async def test_hung_agent_holds_up_nobody(
     monkeypatch.setattr(consul, "ANSWER", 0.3)
     monkeypatch.setattr(consul, "PATIENCE", 0.5)
     os.kill(agent.pid, signal.SIGSTOP)
+    await eventually(lambda: all(state(task) == "T" for task in Path(f"/proc/{agent.pid}/task").iterdir()))
     try:
         async with asyncio.timeout(1):
             await lease.close()

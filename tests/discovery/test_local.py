@@ -176,6 +176,18 @@ async def test_frozen_machine_loses_nobody(open_file: Open) -> None:
             await anext(watch)
 
 
+async def test_late_watch_is_not_in_doubt(open_file: Open) -> None:
+    """A watch that begins long after its registry was opened sees the first departure at once."""
+    registry, reader = open_file(), open_file()
+    lease = await registry.register(ONE)
+    await reader.services()
+    await asyncio.sleep(0.7)
+    watch = reader.watch("catalog")
+    assert set(await anext(watch)) == {ONE.id}
+    await lease.close()
+    assert await asyncio.wait_for(anext(watch), 0.4) == {}
+
+
 async def test_same_id_is_not_fought_over(open_file: Open) -> None:
     """Of two processes with one id the later has it, and the earlier's signs of life change nothing."""
     first, second = open_file(), open_file()

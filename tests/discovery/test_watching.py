@@ -36,6 +36,14 @@ def test_complete_answer_does_not_end_the_doubt() -> None:
     assert good.accept(of("a"), now=11) == of("a", "b")
 
 
+def test_nobody_shown_is_nobody_to_protect() -> None:
+    """A watch that begins with doubtful answers, or with none, trusts them."""
+    good = LastGood(hold=3)
+    assert good.accept(of(), now=0, doubtful=True) == of()
+    assert good.accept(of("a"), now=1, doubtful=True) == of("a")
+    assert good.accept(of(), now=2) == of()
+
+
 def test_confirmed_answer_is_believed() -> None:
     """Once the time is up an answer is confirmed, and then it counts, empty or not."""
     good = LastGood(hold=3)
