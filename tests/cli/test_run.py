@@ -224,7 +224,6 @@ def test_ctrl_c_on_a_terminal_is_quick(lab: Path, registry: str) -> None:
         assert process.wait(5) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the first signal is not heard while a lifespan is being entered")
 def test_signal_while_it_starts(lab: Path, registry: str) -> None:
     """A service that waits for its database can be stopped too."""
     with start(lab, "-m", "framework", "run", "mistakes:waiting", FRAMEWORK_REGISTRY=registry) as process:
@@ -327,7 +326,6 @@ def test_file_instead_of_a_module(target: str, suggestion: str, here: Path, caps
 
 
 @pytest.mark.parametrize("advertise", ["two words", "host:99999", ":80"])
-@pytest.mark.xfail(strict=True, reason="it is registered, and nobody can dial it")
 def test_advertised_address_that_cannot_be_dialled(advertise: str, lab: Path, registry: str) -> None:
     """It is refused before anybody is told."""
     command = ("-m", "framework", "run", "lab_service", "--advertise", advertise)
