@@ -75,6 +75,20 @@ async def cannot_leave(service):
     raise LookupError("cannot close")
 
 
+@asynccontextmanager
+async def never_listens(service):
+    import asyncio
+
+    service.add(Lab())
+    yield
+    print("cleans up", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+
 incomplete = Service("incomplete", lifespan=half_done)
 blocking = Service("blocking", servicers=[Blocking()])
 broken = Service("broken", lifespan=raises)
@@ -83,6 +97,7 @@ twice = Service("twice", servicers=[Lab(), Lab()])
 named = Service("two words", servicers=[Lab()])
 waiting = Service("waiting", lifespan=waits)
 leaving = Service("leaving", lifespan=cannot_leave)
+stubborn = Service("stubborn", lifespan=never_listens)
 number = 3
 '''
 
@@ -230,10 +245,21 @@ def test_signal_while_it_starts(lab: Path, registry: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(1.5)
-        finally:
-            process.kill()
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in said) == (0, False)
+    assert registered(registry) == {}
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_what_does_not_listen(by: signal.Signals, lab: Path, registry: str) -> None:
+    """Clean-up that blocks the process cannot keep it; the exit code is that of the signal."""
+    with serving(lab, "-m", "framework", "run", "mistakes:stubborn", FRAMEWORK_REGISTRY=registry) as server:
+        server.process.send_signal(signal.SIGTERM)
+        server.line("stubborn drains")
+        server.line("stubborn has stopped")
+        assert server.process.stdout is not None
+        assert server.process.stdout.readline() == "cleans up\n"
+        assert server.end(by) == (128 + by, ["stubborn stops at once"])
 
 
 def test_port_in_use(lab: Path, registry: str) -> None:
