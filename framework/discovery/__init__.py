@@ -1,7 +1,7 @@
 """Who is there: services register their instances, channels watch them.
 
 Reading order: this file (the protocol), `targets` (a string to a registry), `watching` (what watches share), `local`
-(the default: one SQLite file), `consul`, `static`.
+and `lease_file` (the default: one SQLite file), `consul_terms` and `consul`, `static`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def validate(instance: Instance) -> Instance:
 
 
 Snapshot: TypeAlias = Mapping[str, Instance]
-"""Every healthy instance of one service by its id: complete, never a difference. Empty means confirmed empty."""
+"""Every healthy instance of one service by its id: complete, never a difference. Empty means confirmed empty.
+
+An instance that did not change is the object that it was in the snapshot before, so that comparing is cheap.
+"""
 
 
 class Lease(Protocol):
@@ -89,7 +92,9 @@ class Lease(Protocol):
 class Watch(Protocol):
     """An async iterator of snapshots: the first as soon as it is known, then one per change, never two equal in a row.
 
-    It outlives a registry that goes away: it keeps its last snapshot, tries again, and says why in `problem`.
+    It outlives a registry that goes away: it keeps its last snapshot, tries again, and says why in `problem`. One that
+    came back may have forgotten instances that live, so nobody is taken away before it had time to hear of them. A
+    cancelled `__anext__` loses nothing: call it again.
     """
 
     @property

@@ -315,14 +315,10 @@ class _Agent:
         consistent: bool = False,
         known: Snapshot | None = None,
     ) -> tuple[int, dict[str, Instance]]:
-        """The passing instances of a service, and the index that they have; 0 is none.
+        """The passing instances of a service, and the index that they have, or 0.
 
-        Args:
-            service: its name.
-            index: answer when it is passed, or after `wait` seconds; 0 answers now.
-            wait: seconds.
-            consistent: let the servers make sure that they are right.
-            known: instances to use again where nothing changed.
+        With an `index`, answers when it is passed or after `wait` seconds. `consistent` lets the servers make sure that
+        they are right. Instances in `known` are used again where nothing changed.
         """
         params = [("passing", "1")]
         if self._settings.datacenter:

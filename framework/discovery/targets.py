@@ -19,6 +19,8 @@ A secret has no place in a URL, which ends up in logs: Consul's ACL token comes 
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -56,6 +58,9 @@ def parse(target: str, default_registry: str) -> Target:
         ConfigError: the target has none of the forms; the message lists them.
     """
     if _NAME.fullmatch(target):
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(target)
+            raise ConfigError(f"Target {target!r} lacks a port. Write {target}:50051, or whatever its port is.")
         return Target(default_registry, target)
     if _is_address(target) or (target.partition(":")[0] in GRPC_SCHEMES and target.partition(":")[2].strip("/")):
         return Target(f"static://{target}", target)

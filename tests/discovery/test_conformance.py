@@ -51,11 +51,27 @@ async def settled(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Registr
         registry = open_registry(f"sqlite:///{request.getfixturevalue('tmp_path')}/registry.db")
     else:
         registry = open_registry(
-            f"consul://{request.getfixturevalue('consul').address}?check=ttl&interval=0.3&hold=0.1"
+            f"consul://{request.getfixturevalue('consul').address}?check=ttl&interval=0.2&hold=0.1"
         )
     await registry.register(one)
     yield registry, service, {one.id: one}
     await registry.aclose()
+
+
+DIES = """
+import asyncio, sys
+from framework.discovery import Instance
+from framework.discovery.local import LocalRegistry
+from framework.discovery.targets import open_registry
+
+async def main(url, service):
+    path = url.removeprefix("sqlite:///")
+    registry = open_registry(url) if path == url else LocalRegistry(path, heartbeat=0.3, ttl=1.2)
+    await registry.register(Instance(f"{service}-dies", service, "127.0.0.1:7002"))
+    await asyncio.Event().wait()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 def name() -> str:
@@ -75,7 +91,7 @@ async def until(watch: Watch, wanted: Callable[[Snapshot], bool], within: float 
     raise AssertionError("the watch ended")
 
 
-async def nothing_comes(watch: Watch, within: float = 0.5) -> None:
+async def nothing_comes(watch: Watch, within: float = 0.3) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(within):
             pytest.fail(f"a snapshot came: {await anext(watch)}")
@@ -175,7 +191,7 @@ async def test_same_id_replaces(registry: Registry, other: Registry) -> None:
     await other.register(instance(service, version="2"))
     assert sorted(one.version for one in (await anext(watch)).values()) == ["", "2"]
     await old.close()
-    await nothing_comes(watch, within=1.5)
+    await nothing_comes(watch, within=0.8)
 
 
 async def test_equal_snapshots_are_not_repeated(registry: Registry, other: Registry) -> None:
@@ -205,16 +221,7 @@ async def test_killed_process_vanishes(registry: Registry, url: str) -> None:
     """The instance of a process that is killed goes away by itself, without touching the others."""
     service = name()
     await registry.register(instance(service, "stays"))
-    script = (
-        "import asyncio, sys\n"
-        "from framework.discovery import Instance\n"
-        "from framework.discovery.targets import open_registry\n"
-        "async def main(url, service):\n"
-        "    await open_registry(url).register(Instance(f'{service}-dies', service, '127.0.0.1:7002'))\n"
-        "    await asyncio.Event().wait()\n"
-        "asyncio.run(main(*sys.argv[1:]))\n"
-    )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, url, service)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", DIES, url, service)
     watch = registry.watch(service)
     try:
         await until(watch, lambda snapshot: len(snapshot) == 2)
@@ -302,7 +309,7 @@ async def test_nothing_comes_while_nothing_changes(settled: tuple[Registry, str,
     watch = registry.watch(service)
     assert await anext(watch) == there
     await nothing_comes(watch, within=0.1)
-    await nothing_comes(watch, within=1.2)
+    await nothing_comes(watch, within=0.8)
     assert watch.problem == ""
 
 

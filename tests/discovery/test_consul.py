@@ -211,7 +211,7 @@ async def test_service_of_another_tool_is_found(consul: ConsulAgent, open_consul
 async def test_restarted_agent_that_lost_everything(consul_agent: MakeAgent, open_consul: Open) -> None:
     """When the agent comes back empty, all are registered again within 2 s, and no watch sees anybody leave."""
     agent = await asyncio.to_thread(consul_agent)
-    registry = open_consul(agent, hold=2)
+    registry = open_consul(agent, hold=1.5)
     all_three = {f"catalog-{number}" for number in range(3)}
     for id in all_three:
         await registry.register(instance(id))
@@ -221,7 +221,7 @@ async def test_restarted_agent_that_lost_everything(consul_agent: MakeAgent, ope
     shutil.rmtree(agent.folder / "data")
     await asyncio.to_thread(agent.start)
     assert await eventually(lambda: set(agent.api("agent/services")) == all_three) < 2
-    await nothing_comes(watch, within=2.5)
+    await nothing_comes(watch, within=1.8)
     assert watch.problem == ""
     await registry.register(instance("catalog-9"))
     assert set(await until(watch, bool, within=1)) == {*all_three, "catalog-9"}
@@ -232,7 +232,7 @@ async def test_agent_that_is_away_changes_nothing(consul_agent: MakeAgent, open_
     nobody leaves though Consul begins by holding everything for critical."""
     agent = await asyncio.to_thread(consul_agent)
     agent.api("agent/service/register", "PUT", {"Name": "catalog", "ID": "theirs", "Port": 1})
-    registry = open_consul(agent, check=Check(interval=0.5), hold=2)
+    registry = open_consul(agent, check=Check(interval=0.5), hold=1.5)
     async with health_server() as (address, _):
         await registry.register(instance("ours", address=address))
         watch = registry.watch("catalog")
@@ -240,7 +240,7 @@ async def test_agent_that_is_away_changes_nothing(consul_agent: MakeAgent, open_
         agent.stop()
         await eventually(lambda: watch.problem)
         assert watch.problem == f"consul://{agent.address}: connection refused"
-        await nothing_comes(watch, within=0.7)
+        await nothing_comes(watch, within=0.3)
         comes = asyncio.create_task(registry.register(instance("comes", address=address)))
         await asyncio.to_thread(agent.start)
         await asyncio.wait_for(comes, 2)
@@ -344,8 +344,8 @@ async def test_missing_index_is_polled_gently(index: int | None) -> None:
     async with fake.serve() as registry:
         watch = registry.watch("catalog")
         assert set(await anext(watch)) == {"a"}
-        await nothing_comes(watch, within=1.5)
-        assert 3 <= len(fake.queries) <= 7
+        await nothing_comes(watch, within=1)
+        assert 3 <= len(fake.queries) <= 6
         assert all("index" not in query for query in fake.queries)
 
 
@@ -357,8 +357,8 @@ async def test_query_that_does_not_block_is_slowed_down() -> None:
     async with fake.serve() as registry:
         watch = registry.watch("catalog")
         assert await anext(watch) == {}
-        await nothing_comes(watch, within=1.5)
-        assert 3 <= len(fake.queries) <= 7
+        await nothing_comes(watch, within=1)
+        assert 3 <= len(fake.queries) <= 6
         fake.says(6, "a")
         assert set(await until(watch, bool, within=1.5)) == {"a"}
 
@@ -417,10 +417,8 @@ async def test_instances_that_return_one_by_one_do_not_flap() -> None:
     async with fake.serve(hold=1) as registry:
         watch = registry.watch("catalog")
         assert set(await anext(watch)) == {"a", "b", "c"}
-        for answer in ([], ["b"], ["b", "a"]):
+        for answer in ([], ["b"], ["b", "a"], ["b", "a", "d"]):
             fake.says(5 + len(answer), *answer)
-        await nothing_comes(watch, within=0.5)
-        fake.says(9, "b", "a", "d")
         assert set(await anext(watch)) == {"a", "b", "c", "d"}
         fake.says(10, "b", "d", "c")
         assert set(await anext(watch)) == {"b", "c", "d"}

@@ -32,7 +32,7 @@ from framework.discovery import Instance
 from framework.discovery.local import LocalRegistry
 
 async def main(path, id, forever):
-    registry = LocalRegistry(path)
+    registry = LocalRegistry(path, heartbeat=0.3, ttl=1) if forever else LocalRegistry(path)
     while True:
         lease = await registry.register(Instance(id, "catalog", "127.0.0.1:7001"))
         print("registered", flush=True)
@@ -112,7 +112,7 @@ async def test_lease_ends_without_a_sign_of_life(open_file: Open) -> None:
 async def test_instance_comes_back_after_its_lease_ended(open_file: Open) -> None:
     """A process that slept beyond its lease, and was swept out by others, is back with its next sign of life."""
     sleeper, others = Clock(), Clock()
-    asleep, awake = open_file(heartbeat=1, ttl=3, now=sleeper), open_file(heartbeat=1, ttl=3, now=others)
+    asleep, awake = open_file(heartbeat=0.1, ttl=3, now=sleeper), open_file(heartbeat=0.1, ttl=3, now=others)
     await asleep.register(ONE)
     watch = awake.watch("catalog")
     assert set(await anext(watch)) == {ONE.id}
@@ -147,7 +147,7 @@ async def test_wall_clock_does_not_matter(open_file: Open, monkeypatch: pytest.M
     for jump in (3600, -3600):
         monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.7):
+            async with asyncio.timeout(0.3):
                 await anext(watch)
         assert await ids(registry) == {ONE.id}
 
@@ -157,7 +157,7 @@ async def test_busy_loop_keeps_its_lease(open_file: Open) -> None:
     await open_file().register(ONE)
     watch = open_file().watch("catalog")
     assert set(await anext(watch)) == {ONE.id}
-    time.sleep(1.0)  # noqa: ASYNC251  # longer than the lease
+    time.sleep(0.8)  # noqa: ASYNC251  # longer than the lease
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await anext(watch)
@@ -209,7 +209,7 @@ async def test_deleted_file_heals(open_file: Open, path: Path, caplog: pytest.Lo
         seen = await anext(watch)
     remove(path)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1.2):
+        async with asyncio.timeout(0.9):
             pytest.fail(f"a snapshot came: {await anext(watch)}")
     assert await ids(reader) == {ONE.id, TWO.id}
     assert "was deleted or replaced" in caplog.text
@@ -406,6 +406,6 @@ async def test_trouble_is_logged_once(open_file: Open, path: Path, caplog: pytes
     reader = asyncio.create_task(anext(watch))
     with caplog.at_level(logging.WARNING):
         await eventually(lambda: watch.problem)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.8)
     assert len([record for record in caplog.records if "not a database" in record.message]) <= 2
     reader.cancel()
