@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
-from framework.errors import Code, RpcError
+from framework.errors import Code, FrameworkError, RpcError
 
 log = logging.getLogger("framework")
 
@@ -153,7 +153,6 @@ class Call(Ending):
         header, trailer: metadata that came back, or that a servicer sends back.
         received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.
         attempt: number of the attempt, from 1.
-        tried: endpoints that this call has used up, or None.
         wire: what the serving wire keeps with the call; None on clients.
     """
 
@@ -172,7 +171,6 @@ class Call(Ending):
         "request_id",
         "timeout",
         "trailer",
-        "tried",
         "wire",
     )
 
@@ -203,7 +201,6 @@ class Call(Ending):
         self.trailer: Metadata = ()
         self.received: Callable[[], Awaitable[tuple[Metadata, Metadata]]] | None = None
         self.attempt = 1
-        self.tried: set[Any] | None = None
         self.wire = wire
 
     def get(self, key: str) -> str | bytes | None:
@@ -271,4 +268,6 @@ def stack(interceptors: Iterable[Interceptor], method: Method[Any, Any], handler
     """Wrap a handler, the first interceptor outermost; done once per method, when it is bound."""
     for interceptor in reversed(tuple(interceptors)):
         handler = interceptor(method, handler)
+        if not callable(handler):
+            raise FrameworkError(f"interceptor {interceptor!r} returned {handler!r} for {method!r}, and not a handler")
     return handler

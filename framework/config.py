@@ -17,10 +17,12 @@ The file is `framework.toml` in the working directory, or what `FRAMEWORK_CONFIG
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,13 +45,23 @@ def duration(value: Any, where: str = "duration") -> float:
     """
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", value)):
         return float(match[1]) * _UNITS[match[2] or "s"]
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
         return float(value)
     raise ConfigError(f'{where} is {value!r}, which is no duration; write for example "500ms", "30s" or "5m"')
 
 
 def _optional_duration(value: Any, where: str) -> float | None:
     return None if value in (None, _NONE) else duration(value, where)
+
+
+def _duration_or_ever(value: Any, where: str) -> float:
+    return math.inf if value == _NONE else duration(value, where)
+
+
+def _methods(value: Any, where: str) -> Mapping[str, MethodSettings]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}; it must be a table")
+    return {name: MethodSettings.parse(table, f"{where}.{name}") for name, table in value.items()}
 
 
 def _integer(low: int, high: int) -> Callable[[Any, str], int]:
@@ -158,11 +170,11 @@ class MethodSettings(_Table):
 
     Attributes:
         timeout: seconds until a unary reply must be there.
-        idle: seconds a stream may be silent.
+        idle: seconds a stream may be silent; math.inf ("none" in a file) is for ever.
     """
 
     timeout: float | None = _setting(None, duration)
-    idle: float | None = _setting(None, _optional_duration)
+    idle: float | None = _setting(None, _duration_or_ever)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +198,7 @@ class ClientSettings(_Table):
     max_message: int = _setting(4 << 20, _integer(1024, 2**31 - 1))
     methods: Mapping[str, MethodSettings] = field(
         default_factory=lambda: MappingProxyType({}),
-        metadata={"parse": lambda value, where: {n: MethodSettings.parse(t, f"{where}.{n}") for n, t in value.items()}},
+        metadata={"parse": _methods},
     )
 
 
@@ -249,6 +261,7 @@ class Settings:
         )
 
     def _with_environment(self, environ: Mapping[str, str]) -> Settings:
+        _refuse_unknown(environ)
         parts: dict[str, Any] = {"server": self.server, "client": self.client, "drain": self.server.drain}
         clients = dict(self.clients)
         for part, prefix in (
@@ -269,6 +282,27 @@ class Settings:
             client=parts["client"],
             clients=clients,
         )
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored without a word."""
+    known = {
+        prefix + f.name.upper()
+        for prefix, kind in (
+            ("FRAMEWORK_SERVER_DRAIN_", Drain),
+            ("FRAMEWORK_SERVER_", ServerSettings),
+            ("FRAMEWORK_CLIENT_", ClientSettings),
+        )
+        for f in dataclasses.fields(kind)
+        if f.name not in ("drain", "methods")
+    }
+    for name in environ:
+        if name.startswith(("FRAMEWORK_SERVER_", "FRAMEWORK_CLIENT_")) and name not in known:
+            raise ConfigError(f"{name} in the environment is not a setting.{_suggest(name, dict.fromkeys(known))}")
+
+
+active: ContextVar[Settings | None] = ContextVar("framework.settings", default=None)
+"""The settings of the service that runs in this context; what it connects to inherits them."""
 
 
 def _split_client(table: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -45,6 +45,16 @@ class ConfigError(FrameworkError):
     """A setting, target or file that cannot be used; the message names it and says what to do."""
 
 
+def mistakes(error: BaseException) -> list[FrameworkError]:
+    """The mistakes in the setup that an exception stands for, a group of nothing else included; empty if it is none."""
+    if isinstance(error, FrameworkError):
+        return [error]
+    if not isinstance(error, BaseExceptionGroup):
+        return []
+    found = [mistakes(inner) for inner in error.exceptions]
+    return [mistake for inner in found for mistake in inner] if all(found) else []
+
+
 class RpcError(Exception):
     """A call that did not end with OK. Raise a subclass in a handler; catch a subclass around a call.
 

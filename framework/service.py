@@ -13,27 +13,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from framework.call import Interceptor
-from framework.config import QUICK_DRAIN, Drain, ServerSettings, Settings
+from framework.config import QUICK_DRAIN, Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import open_registry
-from framework.errors import ConfigError, FrameworkError
+from framework.errors import ConfigError, FrameworkError, mistakes
 from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
 from framework.server.servicer import Servicer
 
 log = logging.getLogger("framework")
+
+AT_ONCE = 0.5
+"""Seconds that a second signal leaves for closing what can be closed."""
 
 NO_REGISTRY = "none"
 """Name of a registry for services that nobody looks up."""
@@ -73,6 +79,13 @@ class Service:
     ) -> None:
         self.name = name
         self.settings = settings
+        self.may_be_empty = False  # a scripted peer's methods come with the test
+        if isinstance(cast(object, servicers), Servicer):
+            raise FrameworkError(
+                f"servicers of {name} is one servicer; write servicers=[{type(servicers).__name__}(...)]"
+            )
+        if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
+            raise FrameworkError(f"the lifespan of {name} is no context manager; put @asynccontextmanager above it")
         self._servicers = tuple(servicers)
         self._lifespan = lifespan
         self._interceptors = tuple(interceptors)
@@ -118,7 +131,7 @@ class Service:
             for servicer in self._servicers:
                 pipeline.add(servicer)
             async with self._lifespan(self) if self._lifespan is not None else contextlib.nullcontext():
-                if not pipeline.methods:
+                if not pipeline.methods and not self.may_be_empty:
                     raise FrameworkError(
                         f"{self.name} serves nothing. Add a servicer: `service.add(Catalog(...))` in the lifespan"
                     )
@@ -141,6 +154,7 @@ class Service:
             FrameworkError: it cannot start; the message says why and what to do.
         """
         settings = settings or self.settings or Settings.load()
+        active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
         async with contextlib.AsyncExitStack() as exits:
             pipeline = await exits.enter_async_context(self.assembled())
             if registry is None and settings.registry != NO_REGISTRY:
@@ -186,23 +200,28 @@ class Service:
         task = asyncio.current_task()
         assert task is not None
         received: list[signal.Signals] = []
+        serving = False
 
         def on_signal(number: signal.Signals) -> None:
             received.append(number)
-            if len(received) == 1:
+            if len(received) > 1:
+                log.warning("%s stops at once", self.name)
+                _exit_soon(128 + number)
+                task.cancel()
+            elif serving:
                 stopping.set()
             else:
-                log.warning("%s stops at once", self.name)
+                log.info("%s stops before it serves", self.name)
                 task.cancel()
 
-        drain = settings.server.drain
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         try:
-            async with self.running(settings, drain=None) as server:
+            async with self.running(settings) as server:
+                serving = True
                 await stopping.wait()
-                if interactive and received[0] is signal.SIGINT:
-                    drain = QUICK_DRAIN
+                drain = QUICK_DRAIN if interactive and received[0] is signal.SIGINT else settings.server.drain
+                server.settings = dataclasses.replace(server.settings, drain=drain)
                 log.info(
                     "%s drains: it accepts for %g s more, then calls have %g s and streams %g s",
                     self.name,
@@ -210,9 +229,8 @@ class Service:
                     drain.grace,
                     drain.streams,
                 )
-                server.settings = dataclasses.replace(server.settings, drain=drain)
         except asyncio.CancelledError:
-            if len(received) < 2:
+            if not received:
                 raise
             task.uncancel()
         finally:
@@ -223,11 +241,20 @@ class Service:
         """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line."""
         try:
             run_until_complete(self.serve(settings))
-        except FrameworkError as error:
-            sys.exit(f"framework: {error}")
+        except Exception as error:
+            if not (found := mistakes(error)):
+                raise
+            sys.exit("\n".join(f"framework: {mistake}" for mistake in found))
 
     def __repr__(self) -> str:
         return f"<Service {self.name}>"
+
+
+def _exit_soon(code: int) -> None:
+    """End the process in a moment, whatever threads and tasks that do not listen still do."""
+    timer = threading.Timer(AT_ONCE, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def run_until_complete(coroutine: Any) -> Any:
@@ -244,8 +271,8 @@ def run_until_complete(coroutine: Any) -> Any:
 
 
 def quiet_grpc() -> None:
-    """Keep grpc's own log of connection events off standard error; GRPC_VERBOSITY in the environment overrides."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    """Keep grpc's own log off standard error: what matters of it is raised. GRPC_VERBOSITY=INFO shows it."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def configure_logging() -> None:
@@ -255,16 +282,27 @@ def configure_logging() -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
 
+_HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
 def _advertised(settings: ServerSettings, port: int) -> str:
-    host, given = settings.advertise or settings.host, None
-    if settings.advertise:
-        head, colon, tail = settings.advertise.rpartition(":")
-        if colon and tail.isdigit() and (":" not in head or head.startswith("[")):
-            host, given = head.strip("[]"), int(tail)
-    elif host in ("0.0.0.0", "::", ""):
-        host = _own_address()
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"{host}:{given or port}"
+    """`host:port` that clients are told to dial.
+
+    Raises:
+        ConfigError: `advertise` is none, or the server listens on every address and none of them can be found out.
+    """
+    given = settings.advertise
+    if not given:
+        host = settings.host.strip("[]")
+        host = _own_address() if host in ("0.0.0.0", "::", "") else host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if given.count(":") > 1 and not given.startswith("["):
+        given = f"[{given}]"  # an IPv6 address alone
+    head, colon, tail = given.rpartition(":")
+    host, number = (head, tail) if colon and not given.endswith("]") else (given, str(port))
+    if not _HOST.fullmatch(host) or not number.isdecimal() or not 0 < int(number) <= 65535:
+        raise ConfigError(f"advertise is {settings.advertise!r}; write a host or host:port that clients can dial")
+    return f"{host}:{number}"
 
 
 def _own_address() -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from framework.errors import FrameworkError
+from framework.errors import mistakes
 
 if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -49,18 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         return _flushed(args.run(args))
     except SystemExit as ended:  # argparse has printed help, the version or what is wrong
-        return _flushed(int(ended.code or 0))
-    except FrameworkError as error:
-        if debug:
+        if isinstance(ended.code, str):  # a module that ends the process with a text
+            print(ended.code, file=sys.stderr)
+            return 1
+        return _flushed(ended.code or 0)
+    except BrokenPipeError:
+        return _abandoned()
+    except Exception as error:
+        if debug or not (found := mistakes(error)):
             raise
-        print(f"framework: {error}", file=sys.stderr)
+        for mistake in found:
+            print(f"framework: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if debug:
             raise
         return INTERRUPTED
-    except BrokenPipeError:
-        return _abandoned()
 
 
 def _flushed(code: int) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from framework.config import Settings
+from framework.config import Settings, duration
 from framework.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,9 +43,16 @@ def add_parser(subparsers: Commands) -> None:
     parser.add_argument("json", nargs="*", help="the request; several for a stream; - reads lines from standard input")
     parser.add_argument("--registry", metavar="URL", help="default: the settings' or FRAMEWORK_REGISTRY")
     parser.add_argument("--target", help="call this instead of looking the service up: HOST:PORT, or any target")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default 10")
+    parser.add_argument("--timeout", type=_seconds, default=10.0, metavar="DURATION", help="10 (s), 500ms; default 10")
     parser.add_argument("--header", "-H", action="append", default=[], metavar="NAME:VALUE", help="metadata to send")
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return duration(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,8 +79,6 @@ async def _run(args: argparse.Namespace) -> int:
     settings = Settings.load()
     registry = args.registry or settings.registry
     target = args.target or await _find(name, service, registry)
-    if "/" not in target and ":" not in target:
-        target = f"{registry}/{target}" if registry.startswith("consul:") else target
     async with connect(target, settings=_with_registry(settings, registry)) as channel:
         method = await reflect(channel, service, method_name)
         requests = _requests(args.json, method)
@@ -102,11 +109,15 @@ def _names(text: str) -> tuple[str, str, str]:
     )
 
 
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise ConfigError(f"--header {text!r} is none; write name:value")
-    return name.strip().lower(), value.strip()
+def _header(text: str) -> tuple[str, str | bytes]:
+    from framework.client.stub import pairs
+
+    name, _, value = (part.strip() for part in text.partition(":"))
+    try:
+        sent = base64.b64decode(value, validate=True) if name.lower().endswith("-bin") else value
+        return pairs(((name, sent),))[0]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--header {text!r}: {error} (name:value, and base64 for a name that ends in -bin)") from None
 
 
 async def _find(name: str, service: str, url: str) -> str:
@@ -122,16 +133,19 @@ async def _find(name: str, service: str, url: str) -> str:
         registered = {name: instances for name, instances in (await registry.services()).items() if instances}
         if not registered:
             raise ConfigError(f"nothing is registered in {registry}. Start a service, or say where with --target")
+        there: list[str] = []
         # The likeliest first: shop.catalog.v1.Catalog is probably served by `catalog`.
         words = service.lower().replace("_", "-").split(".")
         for candidate in sorted(registered, key=lambda one: (one not in words, one)):
             async with connect(candidate, settings=Settings(), registry=registry) as channel:
                 try:
-                    if service in await list_services(channel):
-                        return candidate
-                except RpcError:
+                    names = await list_services(channel)
+                except (RpcError, ConfigError):
                     continue
-        raise ConfigError(f"no registered service serves {service}. There are: {', '.join(sorted(registered))}")
+                if service in names:
+                    return candidate
+                there += [f"{one} (on {candidate})" for one in names if not one.startswith("grpc.")]
+        raise ConfigError(f"no registered service serves {service}. There are: {', '.join(there) or 'none that tell'}")
     finally:
         await registry.aclose()
 
@@ -146,11 +160,16 @@ async def _only(requests: AsyncIterator[Any], method: str) -> Any:
 async def _requests(texts: list[str], method: Method[Any, Any]) -> AsyncIterator[Any]:
     from google.protobuf import json_format
 
+    pool = method.request.DESCRIPTOR.file.pool
     async for number, text in _numbered(texts or (["-"] if method.client_streaming else ["{}"])):
         try:
-            yield json_format.Parse(text, method.request())
+            request = json_format.Parse(text, method.request(), descriptor_pool=pool)
         except json_format.ParseError as error:
-            raise ConfigError(f"request {number} is no {method.request.DESCRIPTOR.full_name}: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"request {number} is no {method.request.DESCRIPTOR.full_name}: {reason}") from None
+        if missing := request.FindInitializationErrors():
+            raise ConfigError(f"request {number} lacks {', '.join(missing)}")
+        yield request
 
 
 async def _numbered(texts: Iterable[str]) -> AsyncIterator[tuple[int, str]]:
@@ -160,22 +179,39 @@ async def _numbered(texts: Iterable[str]) -> AsyncIterator[tuple[int, str]]:
             number += 1
             yield number, text
             continue
-        while line := await asyncio.to_thread(sys.stdin.readline):
+        lines: asyncio.Queue[str] = asyncio.Queue()
+        threading.Thread(target=_read_lines, args=(asyncio.get_running_loop(), lines), daemon=True).start()
+        while line := await lines.get():
             if line.strip():
                 number += 1
                 yield number, line
 
 
+def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str]) -> None:
+    """In a daemon thread: one that waits for input must not keep the process."""
+    line = " "
+    while line:
+        line = sys.stdin.readline()
+        try:
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+        except RuntimeError:  # the call has ended
+            return
+
+
 def _pretty(message: Any) -> str:
     from google.protobuf import json_format
 
-    return json_format.MessageToJson(message, preserving_proto_field_name=False)
+    return json_format.MessageToJson(message, descriptor_pool=message.DESCRIPTOR.file.pool)
 
 
 def _line(message: Any) -> str:
     from google.protobuf import json_format
 
-    return json.dumps(json_format.MessageToDict(message), ensure_ascii=False)
+    try:
+        shown = json_format.MessageToDict(message, descriptor_pool=message.DESCRIPTOR.file.pool)
+    except (TypeError, KeyError):  # an Any of a type that nobody here knows
+        return str(message).replace("\n", " ")
+    return json.dumps(shown, ensure_ascii=False)
 
 
 # Reflection: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
@@ -243,7 +279,12 @@ async def reflect(channel: Channel, service: str, name: str) -> Method[Any, Any]
 
     for file in tuple(files.values()):
         await add(file)
-    descriptor = pool.FindServiceByName(service)
+    try:
+        descriptor = pool.FindServiceByName(service)
+    except KeyError:
+        raise ConfigError(
+            f"{service} is no service; the server serves {', '.join(await list_services(channel))}"
+        ) from None
     found = descriptor.methods_by_name.get(name)
     if found is None:
         raise ConfigError(f"{service} has no method {name}. It has: {', '.join(sorted(descriptor.methods_by_name))}")

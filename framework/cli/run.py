@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from framework.service import run_until_complete
 
     service = load(args.target)
-    settings = service.settings or Settings.load(args.config)
+    settings = Settings.load(args.config) if args.config or service.settings is None else service.settings
     given = {name: getattr(args, name) for name in ("host", "port", "advertise") if getattr(args, name) is not None}
     server = ServerSettings.parse(given, "", settings.server) if given else settings.server
     settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
@@ -68,16 +69,17 @@ def load(target: str) -> Any:
 
     name, _, attribute = target.partition(":")
     attribute = attribute or "service"
-    if not all(part.isidentifier() for part in name.split(".")):
-        hint = name.removesuffix(".py").strip("./").replace(os.sep, ".")
-        raise ConfigError(f"{target!r} is no module. Write it with dots, like {hint}:{attribute}")
+    if name.endswith(".py") or os.sep in name or not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{target!r} is no module. {_module_hint(name, attribute)}")
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise  # the module is there, and one that it imports is not: that is for its traceback to tell
-        raise ConfigError(f"there is no module {error.name} in {os.getcwd()} or in the environment") from None
+        hint = next((folder for folder in ("src",) if Path(folder, *name.split(".")).with_suffix(".py").exists()), None)
+        more = f". There is one in {hint}/: set PYTHONPATH={hint}" if hint else ""
+        raise ConfigError(f"there is no module {error.name} in {os.getcwd()} or in the environment{more}") from None
     found = getattr(module, attribute, None)
     if isinstance(found, Service):
         return found
@@ -85,3 +87,13 @@ def load(target: str) -> Any:
     there = f"There is {', '.join(f'{name}:{key}' for key in others)}." if others else "It holds no Service."
     what = "is no Service" if found is not None else "does not exist"
     raise ConfigError(f"{name}:{attribute} {what}. {there}")
+
+
+def _module_hint(name: str, attribute: str) -> str:
+    path = Path(name)
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd()) if path.is_absolute() else path
+    parts = [part for part in path.with_suffix("").parts if part not in (".", "..")]
+    if path.is_absolute() or not parts or not all(part.isidentifier() for part in parts):
+        return "Write it with dots, like shop.catalog:service, and run this where its package is"
+    return f"Write it with dots, like {'.'.join(parts)}:{attribute}"

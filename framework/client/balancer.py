@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from framework.call import Handler, Method
 from framework.config import Balancer as BalancerName
 from framework.discovery import Instance
-from framework.errors import Code, RpcError
+from framework.errors import Code
 
 TAU = 10.0
 """Seconds in which the weight of an old latency falls to 1/e."""
@@ -21,7 +21,8 @@ UNKNOWN_COST = 1e9
 FORGOTTEN = 1.0
 """Seconds after which an endpoint that loses every comparison is picked once, to learn whether it has recovered."""
 
-FAILURES = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS})
+FAILURES = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS, Code.RESOURCE_EXHAUSTED})
+"""Codes that an endpoint answers for."""
 
 
 class Transport(Protocol):
@@ -102,14 +103,14 @@ class Endpoint:
             latency = self._ewma * weight + latency * (1.0 - weight)
         self._ewma = max(latency, 1e-9)
 
-    def observe_failure(self, now: float, latency: float, error: RpcError, patience: float) -> None:
+    def observe_failure(self, now: float, latency: float, code: Code, remote: bool, patience: float) -> None:
         """A call failed; one that the endpoint answers for counts as if it had taken all the patience of the caller.
 
         Otherwise an instance that fails at once would look fast and draw all traffic.
         """
-        if error.code in FAILURES or (error.code is Code.DEADLINE_EXCEEDED and not error.remote):
+        if code in FAILURES or (code is Code.DEADLINE_EXCEEDED and not remote):
             self.observe(now, max(latency, patience))
-        elif error.remote:
+        elif remote:
             self.observe(now, latency)
 
     def __repr__(self) -> str:

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from framework.call import Call, Handler, Interceptor, Method, Outcome, Reply, stack
-from framework.client.balancer import Endpoint
+from framework.client.balancer import FAILURES, Endpoint
 from framework.client.pool import Pool
 from framework.config import ClientSettings
-from framework.errors import RpcError
+from framework.errors import Code, RpcError
 from framework.interceptors.deadline import deadline
 from framework.interceptors.request_id import request_id
 
@@ -43,7 +43,9 @@ class ServiceChannel:
         """The handler of a method, interceptors and all; the same one every time."""
         handler = self._bound.get(method)
         if handler is None:
-            handler = self._bound[method] = stack(self._interceptors, method, _balanced(self.pool, method))
+            handler = self._bound[method] = stack(
+                self._interceptors, method, _balanced(self.pool, method, self._settings.timeout)
+            )
         return handler
 
     async def close(self, grace: float | None = None) -> None:
@@ -66,22 +68,35 @@ class ServiceChannel:
         return f"<Channel over {self.pool!r}>"
 
 
-def _balanced(pool: Pool, method: Method[Any, Any]) -> Handler:
-    """Pick an endpoint and call it; a call that provably was not sent goes to another one."""
+MOST_REFUSALS = 16
+"""Connections that may turn out to be gone before a call gives up; more than a few means that nobody stays."""
+
+
+def _balanced(pool: Pool, method: Method[Any, Any], patience: float) -> Handler:
+    """Pick an endpoint and call it; a call that provably was not sent goes to another one.
+
+    Args:
+        patience: seconds that a failure counts as, for calls without a deadline.
+    """
 
     async def unary(call: Call) -> Reply:
         loop = asyncio.get_running_loop()
+        refused: tuple[Endpoint, ...] = ()
         while True:
-            now = loop.time()
-            endpoint = (pool.pick(now) if call.tried is None else None) or await pool.wait(call)
+            endpoint = pool.pick(loop.time(), refused) or await pool.wait(call)
             start = loop.time()
             endpoint.begin(start)
             try:
                 reply = await endpoint.bind(method)(call)
             except RpcError as error:
-                _failed(endpoint, call, error, start, loop.time())
                 if error.sent:
+                    _failed(endpoint, call, error.code, error.remote, start, loop.time(), patience)
                     raise
+                pool.refused(endpoint)
+                if call.attempt == MOST_REFUSALS:
+                    raise
+                call.attempt += 1
+                refused = (*refused, endpoint)
             else:
                 now = loop.time()
                 endpoint.observe(now, now - start)
@@ -91,9 +106,9 @@ def _balanced(pool: Pool, method: Method[Any, Any]) -> Handler:
 
     async def stream(call: Call) -> Reply:
         loop = asyncio.get_running_loop()
+        refused: tuple[Endpoint, ...] = ()
         while True:
-            now = loop.time()
-            endpoint = (pool.pick(now) if call.tried is None else None) or await pool.wait(call)
+            endpoint = pool.pick(loop.time(), refused) or await pool.wait(call)
             start = loop.time()
             endpoint.begin(start)
             try:
@@ -102,29 +117,37 @@ def _balanced(pool: Pool, method: Method[Any, Any]) -> Handler:
                 pool.done(endpoint)
                 if not isinstance(error, RpcError):
                     raise
-                _failed(endpoint, call, error, start, loop.time())
                 if error.sent:
+                    _failed(endpoint, call, error.code, error.remote, start, loop.time(), patience)
                     raise
+                pool.refused(endpoint)
+                if call.attempt == MOST_REFUSALS:
+                    raise
+                call.attempt += 1
+                refused = (*refused, endpoint)
             else:
                 now = loop.time()
                 endpoint.observe(now, now - start)
-                replies.on_end(_releasing(pool, endpoint))
+                replies.on_end(_releasing(pool, endpoint, call, patience))
                 return replies
 
     return stream if method.server_streaming else unary
 
 
-def _releasing(pool: Pool, endpoint: Endpoint) -> Callable[[Outcome], None]:
+def _releasing(pool: Pool, endpoint: Endpoint, call: Call, patience: float) -> Callable[[Outcome], None]:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+
     def ended(outcome: Outcome) -> None:
+        if outcome.code in FAILURES:  # it died half way
+            _failed(endpoint, call, outcome.code, outcome.remote, start, loop.time(), patience)
         pool.done(endpoint)
 
     return ended
 
 
-def _failed(endpoint: Endpoint, call: Call, error: RpcError, start: float, now: float) -> None:
-    if error.sent:
-        patience = (call.deadline - start) if call.deadline is not None else 0.0
-        endpoint.observe_failure(now, now - start, error, patience)
-    else:
-        call.tried = {endpoint} if call.tried is None else call.tried | {endpoint}
-        call.attempt += 1
+def _failed(
+    endpoint: Endpoint, call: Call, code: Code, remote: bool, start: float, now: float, patience: float
+) -> None:
+    waited = patience if call.deadline is None else call.deadline - start
+    endpoint.observe_failure(now, now - start, code, remote, waited)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from framework.call import Interceptor
@@ -11,9 +13,14 @@ from framework.client.balancer import BALANCERS
 from framework.client.dropin import Channel
 from framework.client.pool import Pool
 from framework.client.wire import GrpcTransport
-from framework.config import Settings
+from framework.config import Settings, active
 from framework.discovery import Instance, Registry
 from framework.discovery.targets import open_registry, parse
+
+network: ContextVar[Callable[..., Channel] | None] = ContextVar("framework.network", default=None)
+"""Where names are looked up instead, in a service that is hosted on a network in memory."""
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def connect(
@@ -29,7 +36,7 @@ def connect(
     Args:
         target: `catalog` (in the default registry), `consul://host:8500/catalog`, `sqlite:///file#catalog`,
             `static://host:1,host:2`, `host:port`, or a target of grpc's own such as `dns:///name:port`.
-        settings: default: `Settings.load()`.
+        settings: default: those of the service that runs here, or `Settings.load()`.
         interceptors: the user's own, outermost first.
         grpc_interceptors: a user's own grpc.aio client interceptors, handed to grpc.
         registry: an open registry to find `target` in; it stays open when the channel closes.
@@ -37,7 +44,9 @@ def connect(
     Raises:
         ConfigError: a target or a setting that cannot be used.
     """
-    settings = settings or Settings.load()
+    if registry is None and settings is None and (test := network.get()) is not None and NAME.fullmatch(target):
+        return test(target, interceptors=interceptors)
+    settings = settings or active.get() or Settings.load()
     release = None
     if registry is None:
         parsed = parse(target, settings.registry)

@@ -7,7 +7,7 @@ calls such stubs make go through the whole client, and raise real `grpc.aio.AioR
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, NoReturn
 
 import grpc
@@ -15,6 +15,7 @@ import grpc.aio
 
 from framework.call import Call, Metadata, Method, Outcome
 from framework.client.channel import ServiceChannel
+from framework.client.pool import Pool
 from framework.client.stub import StreamReply, UnaryReply
 from framework.details import KEY as DETAILS
 from framework.details import pack
@@ -75,12 +76,14 @@ class Channel(ServiceChannel, grpc.aio.Channel):
             requests = None
             if client_streaming and request is None:
                 request = requests = _Requests()
-            return DropInCall(kind(handler, method, request, timeout, tuple(metadata or ())), requests)
+            return DropInCall(kind(handler, method, request, timeout, tuple(metadata or ())), requests, self.pool)
 
         return start
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """READY while any endpoint is, else IDLE."""
+        """READY while any endpoint is, else IDLE; SHUTDOWN once closed."""
+        if self.pool.closed:
+            return grpc.ChannelConnectivity.SHUTDOWN
         if try_to_connect:
             self.pool.start()
             self.pool.pick(asyncio.get_running_loop().time())
@@ -136,20 +139,19 @@ class _Requests(AsyncIterator[Any]):
 class DropInCall:
     """A call as grpc.aio's stubs return it: started at once, with the names of `grpc.aio.Call`."""
 
-    def __init__(self, reply: Any, requests: _Requests | None) -> None:
+    def __init__(self, reply: Any, requests: _Requests | None, pool: Pool) -> None:
         self._reply = reply
+        self._pool = pool
         self._call: Call = reply.call
         self._requests = requests
         self._streaming = isinstance(reply, StreamReply)
         self._ended = asyncio.Event()
         self._cancelled = False
-        self._call.on_end(self._on_end)
+        ended = self._ended  # not self: a callback that knew this object would keep it alive, and the call with it
+        self._call.on_end(lambda outcome: ended.set())
         start = reply._start() if self._streaming else reply._run()
         self._task: asyncio.Task[Any] = asyncio.ensure_future(start)
         self._task.add_done_callback(_retrieve)
-
-    def _on_end(self, outcome: Outcome) -> None:
-        self._ended.set()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._unary().__await__()
@@ -191,13 +193,25 @@ class DropInCall:
             raise grpc.aio.UsageError("the requests of this call come from an iterator")
         if self._ended.is_set():
             raise asyncio.InvalidStateError("the call has ended")
-        await self._requests.write(request)
+        await self._unless_ended(self._requests.write(request))
 
     async def done_writing(self) -> None:
         """Say that no more requests follow."""
         if self._requests is None:
             raise grpc.aio.UsageError("the requests of this call come from an iterator")
-        await self._requests.done_writing()
+        await self._unless_ended(self._requests.done_writing())
+
+    async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> None:
+        """Grpc takes the next request only while the call lives."""
+        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise asyncio.InvalidStateError("the call has ended")
+            working.result()
+        finally:
+            working.cancel()
+            ending.cancel()
 
     def _raise(self, error: RpcError) -> NoReturn:
         trailer: Metadata = tuple(error.metadata)
@@ -220,8 +234,7 @@ class DropInCall:
             stream = self._reply._stream
             if stream is not None:
                 stream.cancel()
-            else:
-                self._call.end(Outcome(Code.CANCELLED, remote=False))
+        self._call.end(Outcome(Code.CANCELLED, remote=False))  # its task may never have run
         return True
 
     def cancelled(self) -> bool:
@@ -271,9 +284,9 @@ class DropInCall:
         return grpc.aio.Metadata(*trailer)
 
     async def wait_for_connection(self) -> None:
-        """Return once the call has been sent."""
+        """Return once there is a connection that the call can use."""
         try:
-            await asyncio.shield(self._task)
+            await self._pool.wait(self._call)
         except RpcError as error:
             self._raise(error)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
+import math
 import random
 from collections.abc import Callable
 
@@ -24,6 +26,9 @@ HEDGED_CONNECTS = 3
 
 IMPATIENCE = 0.25
 """Seconds after which it wakes more."""
+
+MANY = 32
+"""Endpoints up to which it looks at all for that; of more it looks at as many, taken at random."""
 
 
 class Bag:
@@ -81,11 +86,19 @@ class Pool:
         self._open: set[Endpoint] = set()  # the retired ones that still have calls among them
         self._all = Bag()
         self._ready = Bag()
+        self._failed = Bag()
+        self._waking: set[Endpoint] = set()
+        self._woken = 0.0
         self._known = False
         self._changed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """No call goes through any more."""
+        return self._closed
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -95,7 +108,10 @@ class Pool:
     def start(self) -> None:
         """Begin to follow the registry; harmless when done already."""
         if self._follower is None:
-            self._follower = asyncio.create_task(self._follow(), name=f"follow {self.service}")
+            # A context of its own, or the call that came first would be kept alive by it.
+            self._follower = asyncio.get_running_loop().create_task(
+                self._follow(), name=f"follow {self.service}", context=contextvars.Context()
+            )
 
     async def _follow(self) -> None:
         try:
@@ -135,24 +151,37 @@ class Pool:
                 self._ready.add(endpoint)
             else:
                 self._ready.discard(endpoint)
+            if transport.failed and not endpoint.retired:
+                self._failed.add(endpoint)
+            else:
+                self._failed.discard(endpoint)
             self._notify()
 
         transport.changed = changed
-        if transport.ready:
-            self._ready.add(endpoint)
+        changed()
 
     def _retire(self, endpoint: Endpoint) -> None:
         endpoint.retired = True
-        self._all.discard(endpoint)
-        self._ready.discard(endpoint)
+        self._forget(endpoint)
         if endpoint.pending == 0:
             self._close_soon(endpoint)
 
+    def _forget(self, endpoint: Endpoint) -> None:
+        for bag in (self._all, self._ready, self._failed):
+            bag.discard(endpoint)
+
     def _close_soon(self, endpoint: Endpoint) -> None:
         self._open.discard(endpoint)
-        task = asyncio.ensure_future(endpoint.transport.aclose())
+        task = asyncio.get_running_loop().create_task(endpoint.transport.aclose(), context=contextvars.Context())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    def refused(self, endpoint: Endpoint) -> None:
+        """It did not take a call although it seemed ready: it is out until its transport tells a change."""
+        endpoint.available = False
+        self._ready.discard(endpoint)
+        if endpoint.transport.ready:
+            self._failed.add(endpoint)
 
     def done(self, endpoint: Endpoint) -> None:
         """A call on this endpoint has ended; the last one on an endpoint that is gone closes its connection."""
@@ -164,12 +193,20 @@ class Pool:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def pick(self, now: float) -> Endpoint | None:
-        """A ready endpoint, or None while there is none; idle ones that it comes by start to connect."""
+    def pick(self, now: float, refused: tuple[Endpoint, ...] = ()) -> Endpoint | None:
+        """A ready endpoint, or None while there is none; idle ones that it comes by start to connect.
+
+        Args:
+            now: the loop's clock in seconds.
+            refused: endpoints that did not take this call; others are picked while there are any.
+        """
+        if refused:
+            others = [endpoint for endpoint in self._ready.items if endpoint not in refused]
+            return self._balancer.pick(others, others, now) if others else None
         return self._balancer.pick(self._all.items, self._ready.items, now) if self._all.items else None
 
     async def wait(self, call: Call) -> Endpoint:
-        """A ready endpoint that the call has not tried, as soon as there is one.
+        """A ready endpoint, as soon as there is one.
 
         Raises:
             Unavailable: there is no instance, or none can be reached; the message says which service and where.
@@ -177,33 +214,42 @@ class Pool:
         """
         if not self._closed:
             self.start()
-        tried = call.tried or ()
-        woken: set[Endpoint] = set()
         loop = asyncio.get_running_loop()
         while True:
             changed = self._changed
             if self._closed:
                 raise self._error(call, Unavailable, f"the channel to {self.service} is closed")
+            now = loop.time()
+            endpoint = self.pick(now)
+            if endpoint is not None:
+                return endpoint
             if self._known and not self._all.items:
                 raise self._error(call, Unavailable, f"no instance of {self.service} in {self.where}")
-            left = [endpoint for endpoint in self._ready.items if endpoint not in tried]
-            if left and (endpoint := self._balancer.pick(left, left, loop.time())) is not None:
-                return endpoint
-            candidates = [endpoint for endpoint in self._all.items if endpoint not in tried]
-            alive = [endpoint for endpoint in candidates if not (endpoint in woken and endpoint.transport.failed)]
-            if self._known and not alive:
+            if self._known and len(self._failed.items) == len(self._all.items):
                 raise self._error(call, Unavailable, self._unreachable())
-            fresh = [endpoint for endpoint in alive if endpoint not in woken]
-            for endpoint in self._rng.sample(fresh, min(HEDGED_CONNECTS, len(fresh))):
-                woken.add(endpoint)
-                endpoint.transport.connect()
-            remaining = None if call.deadline is None else call.deadline - loop.time()
-            if remaining is not None and remaining <= 0:
+            self._wake_some(now)
+            remaining = math.inf if call.deadline is None else call.deadline - now
+            if remaining <= 0:
                 raise self._too_late(call)
-            pause = IMPATIENCE if remaining is None else min(IMPATIENCE, remaining)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(min(IMPATIENCE, remaining)):
                     await changed.wait()
+
+    def _wake_some(self, now: float) -> None:
+        """Let a few endpoints connect, for all calls that wait; more of them when these take too long."""
+        self._waking = {one for one in self._waking if not (one.retired or one.available or one.transport.failed)}
+        for endpoint in self._waking:
+            endpoint.transport.connect()  # again when it has fallen back to idle
+        if self._waking and now < self._woken + IMPATIENCE:
+            return
+        self._woken = now
+        some = self._all.items
+        if len(some) > MANY:
+            some = self._rng.choices(some, k=MANY)
+        fresh = [one for one in dict.fromkeys(some) if one not in self._waking and not one.transport.failed]
+        for endpoint in self._rng.sample(fresh, min(HEDGED_CONNECTS, len(fresh))):
+            self._waking.add(endpoint)
+            endpoint.transport.connect()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once the condition holds; looked at whenever an endpoint or the set of them changes."""
@@ -211,6 +257,8 @@ class Pool:
             await self._changed.wait()
 
     def _unreachable(self) -> str:
+        if self.where == f"static://{self.service}":
+            return f"cannot connect to {self.service}; does it listen there?"
         addresses = ", ".join(sorted(endpoint.instance.address for endpoint in self._all.items)[:5])
         more = f" and {len(self._all.items) - 5} more" if len(self._all.items) > 5 else ""
         return f"cannot connect to {self.service} at {addresses}{more} (instances from {self.where})"
@@ -241,10 +289,10 @@ class Pool:
         await self._watch.aclose()
         for endpoint in tuple(self._open):
             endpoint.retired = True
-            self._all.discard(endpoint)
-            self._ready.discard(endpoint)
+            self._forget(endpoint)
             self._close_soon(endpoint)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        self._notify()
 
     def __repr__(self) -> str:
         return (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Generator
+import re
+import warnings
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 from framework.call import OK, Call, Handler, Metadata, Method, Outcome, Stream
-from framework.errors import Code, RpcError
+from framework.errors import Cancelled, Code, RpcError
 
 Res = TypeVar("Res")
 
@@ -20,11 +22,50 @@ class Channel(Protocol):
         """The handler of a method, interceptors and all; the same one every time."""
 
 
-def outcome_of(error: BaseException) -> Outcome:
+def outcome_of(call: Call, error: BaseException) -> Outcome:
     """How a call ended that raised this here."""
     if isinstance(error, asyncio.CancelledError):
         return Outcome(Code.CANCELLED, error, remote=False)
+    if isinstance(error, RpcError) and not error.method:
+        error.method = call.method.full_name  # an interceptor's own: no handler is to pass it on as its own
     return Outcome.of(error)
+
+
+_KEY = re.compile(r"[0-9a-z_.-]+")
+_VALUE = re.compile(r"[ -~]*")
+
+
+def pairs(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """Metadata as it can be sent, keys in lower case.
+
+    Raises:
+        TypeError, ValueError: something that gRPC cannot send; the message names the key.
+    """
+    if isinstance(metadata, Mapping):
+        raise TypeError('metadata is pairs, not a mapping: (("key", "value"), ...)')
+    checked = []
+    given: Iterable[Any] = metadata
+    for pair in given:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(f"metadata is pairs of key and value, and {pair!r} is none")
+        key, value = pair[0].lower(), pair[1]
+        if not _KEY.fullmatch(key) or key.startswith("grpc-"):
+            raise ValueError(f"{pair[0]!r} cannot be a metadata key: letters, digits, '_', '-', '.', and no 'grpc-'")
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise TypeError(f"metadata {key} ends in -bin, so its value must be bytes")
+        elif not isinstance(value, str):
+            raise TypeError(f"metadata {key} must be text; a key of bytes ends in -bin")
+        elif not _VALUE.fullmatch(value):
+            raise ValueError(f"metadata {key} must be printable ASCII; send other text as bytes, under {key}-bin")
+        checked.append((key, value))
+    return tuple(checked)
+
+
+def _made(method: Method[Any, Any], request: Any, timeout: float | None, metadata: Metadata) -> Call:
+    if timeout is not None and not (isinstance(cast(object, timeout), int | float) and timeout == timeout):
+        raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
+    return Call(method, request, pairs(metadata) if metadata else (), timeout=timeout)
 
 
 async def _ended(call: Call) -> Outcome:
@@ -37,14 +78,14 @@ async def _ended(call: Call) -> Outcome:
     return call.outcome
 
 
-class UnaryReply(Generic[Res]):
-    """A call with one reply: `await` it.
+class UnaryReply(Coroutine[Any, Any, Res]):
+    """A call with one reply: `await` it, or make a task of it as of any coroutine.
 
     Raises, when awaited:
         RpcError: the call failed; the class says with which code.
     """
 
-    __slots__ = ("_handler", "_reply", "_started", "call")
+    __slots__ = ("__weakref__", "_driver", "_handler", "_reply", "_started", "call")
 
     def __init__(
         self,
@@ -54,10 +95,29 @@ class UnaryReply(Generic[Res]):
         timeout: float | None = None,
         metadata: Metadata = (),
     ) -> None:
-        self.call = Call(method, request, tuple(metadata), timeout=timeout)
+        self.call = _made(method, request, timeout, metadata)
         self._handler = handler
         self._reply: Res | None = None
         self._started = False
+        self._driver: Coroutine[Any, Any, Res] | None = None
+
+    def send(self, value: Any, /) -> Any:
+        """As of a coroutine."""
+        if self._driver is None:
+            self._driver = self._run()
+        return self._driver.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As of a coroutine."""
+        if self._driver is None:
+            self._driver = self._run()
+        return self._driver.throw(*error)
+
+    def close(self) -> None:
+        """As of a coroutine: give a call up that is being made; one that was not made is never made."""
+        self._started = True
+        if self._driver is not None:
+            self._driver.close()
 
     def __await__(self) -> Generator[Any, None, Res]:
         return self._run().__await__()
@@ -70,7 +130,7 @@ class UnaryReply(Generic[Res]):
         try:
             reply: Res = await self._handler(call)
         except BaseException as error:
-            call.end(outcome_of(error))
+            call.end(outcome_of(call, error))
             raise
         self._reply = reply
         call.end(OK)
@@ -79,9 +139,16 @@ class UnaryReply(Generic[Res]):
     async def _again(self) -> Res:
         """For whoever asks second, or at the same time."""
         outcome = await _ended(self.call)
+        if isinstance(outcome.error, asyncio.CancelledError):
+            raise Cancelled("the call was cancelled by the task that made it", method=self.call.method.full_name)
         if outcome.error is not None:
             raise outcome.error
         return self._reply  # type: ignore[return-value]  # an OK call has one
+
+    def __del__(self) -> None:
+        if not getattr(self, "_started", True):
+            name = self.call.method.full_name
+            warnings.warn(f"a call of {name} was never awaited, and so never made", RuntimeWarning, 2, source=self)
 
     async def initial_metadata(self) -> Metadata:
         """Response headers; awaits the reply. Raises like awaiting it."""
@@ -122,7 +189,7 @@ class StreamReply(AsyncIterator[Res]):
         timeout: float | None = None,
         metadata: Metadata = (),
     ) -> None:
-        self.call = Call(method, request, tuple(metadata), timeout=timeout)
+        self.call = _made(method, request, timeout, metadata)
         self._handler = handler
         self._stream: Stream[Res] | None = None
         self._starting: asyncio.Future[None] | None = None
@@ -150,7 +217,7 @@ class StreamReply(AsyncIterator[Res]):
         try:
             stream: Stream[Res] = await self._handler(call)
         except BaseException as error:
-            call.end(outcome_of(error))
+            call.end(outcome_of(call, error))
             raise
         finally:
             self._starting.set_result(None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import ORIGIN, from_metadata
 from framework.errors import Cancelled, Code, DeadlineExceeded, Internal, RpcError, Unavailable, error_for
+from framework.loop import guard_loop
 
 _MADE_HERE = frozenset(
     {
@@ -37,7 +39,6 @@ _MADE_HERE = frozenset(
 """Codes that grpc itself gives to calls; every other code was sent by the peer."""
 
 READY = grpc.ChannelConnectivity.READY
-IDLE = grpc.ChannelConnectivity.IDLE
 TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
@@ -81,7 +82,7 @@ class GrpcTransport:
             ("grpc.enable_http_proxy", 0),
             ("grpc.min_reconnect_backoff_ms", int(connect_timeout * 1000)),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 5000),
+            ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", max_message),
             ("grpc.lb_policy_name", "round_robin" if address.startswith("dns:") else "pick_first"),
@@ -91,10 +92,14 @@ class GrpcTransport:
 
     def connect(self) -> None:
         if self._channel is None:
+            guard_loop()
             self._channel = grpc.aio.insecure_channel(
                 self._address, options=self._options, interceptors=self._interceptors
             )
-            self._watcher = asyncio.create_task(self._watch(), name=f"watch {self._address}")
+            # A context of its own, or the call that it is opened for would be kept alive by it.
+            self._watcher = asyncio.get_running_loop().create_task(
+                self._watch(), name=f"watch {self._address}", context=contextvars.Context()
+            )
         elif not self.failed:
             self._channel.get_state(try_to_connect=True)
 
@@ -107,6 +112,12 @@ class GrpcTransport:
                 self.changed()
             await self._channel.wait_for_state_change(state)
             state = self._channel.get_state()
+
+    def _lost(self) -> None:
+        """The connection is gone, and the watcher has not been told yet."""
+        if self.ready:
+            self.ready = False
+            self.changed()
 
     async def aclose(self) -> None:
         self.ready = False
@@ -131,6 +142,7 @@ class GrpcTransport:
                     self.connect()
                 start = getattr(self._channel, arity)(method.path)
             if self._channel.get_state() is not READY:
+                self._lost()
                 raise Unavailable(
                     f"the connection to {self._address} is gone",
                     sent=False,
@@ -187,6 +199,7 @@ def _streams(
             rpc = start(encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata))
         watchdog = None if call.idle is None else Watchdog(rpc, call.idle)
         replies = Replies(call, rpc, decode, feed, watchdog)
+        call.on_end(lambda outcome: rpc.cancel())  # closed before the headers are there; harmless afterwards
         try:
             if watchdog is not None:
                 watchdog.wait()
@@ -229,13 +242,19 @@ class Replies(Stream[Any]):
             raw = await self._next()
             watchdog.since = None
             return self._decode(raw)
+        except StopAsyncIteration:
+            pass
         except BaseException as error:
             true = await settled(self._rpc, error, self._feed)
-            if not isinstance(true, StopAsyncIteration):
-                raise self.fail(true) from None
+            try:
+                if not isinstance(true, StopAsyncIteration):
+                    raise self.fail(true) from None
+            finally:
+                del true  # it knows this frame, and this frame would know it
+        if self.outcome is None:
             self._call.trailer = await trailer_of(self._rpc, self._feed)
             self._finish(OK)
-            raise StopAsyncIteration from None
+        raise StopAsyncIteration
 
     def fail(self, error: BaseException) -> BaseException:
         """End the stream with what this exception means, which is returned."""

@@ -7,6 +7,7 @@ never outlives it: it gets what is left less a margin, so that the answer, or th
 from __future__ import annotations
 
 import asyncio
+import math
 
 from framework.call import Call, Handler, Interceptor, Method, Reply, current
 from framework.config import ClientSettings
@@ -36,14 +37,16 @@ def deadline(settings: ClientSettings) -> Interceptor:
             default = settings.timeout
         if method.server_streaming:
             idle = own.idle if own is not None and own.idle is not None else settings.idle
+            idle = None if idle == math.inf else idle
 
         def handler(call: Call) -> Reply:
             now = asyncio.get_running_loop().time()
             call.idle = idle
             timeout = default if call.timeout is None else call.timeout
-            mine = None if timeout is None else now + timeout
+            mine = None if timeout is None or timeout == math.inf else now + timeout
             parent = current.get()
-            if parent is not None and parent.deadline is not None:
+            # A task that a handler left behind goes on after its call, and not by its deadline.
+            if parent is not None and parent.deadline is not None and parent.outcome is None:
                 left = parent.deadline - now
                 inherited = parent.deadline - max(MARGIN, MARGIN_SHARE * left)
                 if mine is None or inherited < mine:

@@ -24,8 +24,12 @@ def request_id(method: Method[object, object], next: Handler) -> Handler:
 
     def handler(call: Call) -> Reply:
         parent = current.get()
-        call.request_id = parent.request_id if parent is not None else new_request_id()
-        call.metadata = (*call.metadata, (KEY, call.request_id))
+        given = call.get(KEY) if call.metadata else None
+        if given is not None:
+            call.request_id = str(given)
+        else:
+            call.request_id = parent.request_id if parent is not None else new_request_id()
+            call.metadata = (*call.metadata, (KEY, call.request_id))
         return next(call)
 
     return handler

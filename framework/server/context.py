@@ -38,12 +38,13 @@ class ServerCall(Call):
     Attributes:
         task: the task that serves it.
         expelled: what the caller is told when the server ends the call before its handler does.
+        aborted: what `Context.abort` raised; it ends the call even if the handler catches it.
         header_sent: response headers are on their way.
         status: code and message set by `Context.set_code` and `set_details`.
         write: how a handler that uses `Context.write` sends, None for others.
     """
 
-    __slots__ = ("expelled", "header_sent", "status", "task", "write")
+    __slots__ = ("aborted", "expelled", "header_sent", "status", "task", "write")
 
     wire: Wire
 
@@ -51,6 +52,7 @@ class ServerCall(Call):
         super().__init__(method, request, metadata, **fields)
         self.task: asyncio.Task[Any] | None = None
         self.expelled: RpcError | None = None
+        self.aborted: RpcError | None = None
         self.header_sent = False
         self.status: tuple[Code, str] = (Code.OK, "")
         self.write: Callable[[Any], Awaitable[None]] | None = None
@@ -115,7 +117,9 @@ class Context:
         code = as_code(code)
         if code is Code.OK:
             raise ValueError("a call cannot be aborted with OK")
-        raise error_for(code, details, metadata=tuple(trailing_metadata) or self._call.trailer)
+        error = error_for(code, details, metadata=tuple(trailing_metadata) or self._call.trailer)
+        self._call.aborted = error
+        raise error
 
     async def abort_with_status(self, status: Any) -> NoReturn:
         """`abort` with a `grpc.Status`."""

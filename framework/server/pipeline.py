@@ -13,16 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from framework.call import OK, Handler, Interceptor, Method, Outcome, current, stack
+from framework.call import OK, Handler, Interceptor, Metadata, Method, Outcome, current, stack
 from framework.codec import decoder, encoder
+from framework.details import KEY as DETAILS
+from framework.details import pack
 from framework.errors import Code, DeadlineExceeded, Internal, RpcError, error_for
 from framework.server.context import ServerCall
 from framework.server.servicer import Servicer, ServicerError, handler_of
 
 log = logging.getLogger("framework.server")
 
-ErrorMap: TypeAlias = Mapping[type[Exception], type[RpcError]]
-"""Exceptions of the user's own, and the error of the family each becomes, with its text."""
+ErrorMap: TypeAlias = Mapping[type[Exception], type[RpcError] | Callable[[Any], RpcError]]
+"""Exceptions of the user's own, and what each becomes: a class of the family with its text, or what a function says."""
 
 
 LATE = 0.005
@@ -54,7 +56,12 @@ class Pipeline:
     def __init__(self, interceptors: Iterable[Interceptor] = (), errors: ErrorMap | None = None) -> None:
         self._interceptors = tuple(interceptors)
         self._errors = dict(errors or {})
+        given: Iterable[tuple[Any, Any]] = self._errors.items()
+        for kind, mapped in given:
+            if not isinstance(kind, type) or (isinstance(mapped, type) and not issubclass(mapped, RpcError)):
+                raise ServicerError(f"errors maps {kind!r} to {mapped!r}; it maps exceptions to errors like NotFound")
         self._bound: dict[str, Bound] = {}
+        self._complete = False
         self.calls: set[ServerCall] = set()
 
     @property
@@ -66,6 +73,10 @@ class Pipeline:
     def methods(self) -> tuple[Bound, ...]:
         """Every method served."""
         return tuple(self._bound.values())
+
+    def complete(self) -> None:
+        """No more methods are added: serving begins."""
+        self._complete = True
 
     def find(self, path: str) -> Bound | None:
         """The method at `/package.Service/Method`, or None."""
@@ -91,6 +102,8 @@ class Pipeline:
         encode: Callable[[Any], bytes] | None = None,
     ) -> None:
         """Serve one method with a function of request and context; the codec defaults to that of its messages."""
+        if self._complete:
+            raise ServicerError(f"{method.full_name} comes too late: the server serves already; add it in the lifespan")
         if method.path in self._bound:
             raise ServicerError(f"{method.full_name} is served already; add one servicer per service")
         self._bound[method.path] = Bound(
@@ -170,28 +183,54 @@ class Pipeline:
             code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
             call.end(Outcome(code, error_for(code, "the caller stopped waiting"), remote=not late))
             return asyncio.CancelledError()
-        failure = self._translate(call, error)
+        failure = call.aborted or self._translate(call, error)
         call.end(Outcome(failure.code, error, remote=False))
         return failure
 
     def _translate(self, call: ServerCall, error: BaseException) -> RpcError:
         """What the caller may know of an exception."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]  # a task group's only failure is the failure
         if isinstance(error, RpcError) and not error.method:
             return error  # raised by the handler, for the caller
-        for kind in type(error).__mro__:
-            if (mapped := self._errors.get(kind)) is not None:
-                return mapped(str(error))
         if isinstance(error, DeadlineExceeded) and error.inherited:
             return DeadlineExceeded(f"the deadline passed while {call.method.full_name} waited for {error.method}")
-        error_id = secrets.token_hex(4)
-        log.error("%s failed, error %s", call.method.full_name, error_id, exc_info=error)
-        return Internal(f"internal error {error_id}; its cause stands in the log of the server")
+        for kind in type(error).__mro__:
+            if (mapped := self._errors.get(kind)) is not None:
+                text = error.message if isinstance(error, RpcError) else str(error)
+                answer: RpcError = mapped(text) if isinstance(mapped, type) else mapped(error)
+                return answer
+        return internal(call, error)
+
+
+def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
+    """The message and the trailing metadata that a failed call ends with.
+
+    Raises:
+        TypeError, ValueError: what the handler gave cannot be sent.
+    """
+    message = str(error.message).encode("utf-8", "replace").decode()
+    trailer = call.trailer if error.metadata is call.trailer else (*call.trailer, *error.metadata)
+    given: Iterable[tuple[Any, Any]] = trailer
+    for key, value in given:
+        if not isinstance(key, str) or not isinstance(value, bytes if key.endswith("-bin") else str):
+            raise TypeError(f"trailing metadata {key!r}: {value!r} cannot be sent")
+    return message, (*trailer, (DETAILS, pack(error))) if error.details else trailer
+
+
+def internal(call: ServerCall, error: BaseException) -> Internal:
+    """What the caller is told of a failure that is none of its business; the log has the cause under the same id."""
+    error_id = secrets.token_hex(4)
+    log.error("%s failed, error %s", call.method.full_name, error_id, exc_info=error)
+    return Internal(f"internal error {error_id}; its cause stands in the log of the server")
 
 
 def _raise_for_ending(call: ServerCall) -> None:
     """A handler that returns may have set a status, or have swallowed its cancellation."""
     if call.task is not None and call.task.cancelling():
         raise asyncio.CancelledError
+    if call.aborted is not None:
+        raise call.aborted
     code, details = call.status
     if code is not Code.OK:
         raise error_for(code, details, metadata=call.trailer)

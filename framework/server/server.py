@@ -50,6 +50,7 @@ class Server:
         """
         self.pipeline.add(self.health)
         add_reflection(self.pipeline)
+        self.pipeline.complete()
         self._server, self.port = await wire.listen(
             self.pipeline,
             self.settings.host,
@@ -70,13 +71,15 @@ class Server:
         drain = drain or self.settings.drain
         self.health.shut_down()
         await asyncio.sleep(drain.delay)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
         stopping = asyncio.create_task(self._server.stop(drain.grace + 1.0))
         try:
             self._expel(lambda call: call.method.service.startswith("grpc."))
             for seconds, which in sorted(
                 ((drain.streams, _streams), (drain.grace, _everything)), key=lambda step: step[0]
             ):
-                await asyncio.wait([stopping], timeout=max(0.0, min(seconds, drain.grace)))
+                await asyncio.wait([stopping], timeout=max(0.0, start + min(seconds, drain.grace) - loop.time()))
                 if stopping.done():
                     break
                 self._expel(which)

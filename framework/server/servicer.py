@@ -54,6 +54,7 @@ def handler_of(method: Method[Any, Any], function: Callable[..., Any]) -> Handle
     Raises:
         ServicerError: the function is not asynchronous.
     """
+    _check_arguments(method, function)
     if method.server_streaming:
         if inspect.isasyncgenfunction(function):
             return _generating(function)
@@ -68,6 +69,16 @@ def handler_of(method: Method[Any, Any], function: Callable[..., Any]) -> Handle
         f"{name} is not asynchronous, and one that blocks would stop every other call. Write: {signature(method)} "
         "(blocking work goes to `await asyncio.to_thread(...)`)"
     )
+
+
+def _check_arguments(method: Method[Any, Any], function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        name = getattr(function, "__qualname__", repr(function))
+        raise ServicerError(f"{name} must take the request and the context. Write: {signature(method)}") from None
+    except ValueError:
+        pass  # it does not tell its arguments
 
 
 def _unary(function: Callable[..., Any]) -> Handler:
@@ -134,7 +145,7 @@ class Replies(Stream[Any]):
 class Pump(Stream[Any]):
     """The replies of a coroutine that calls `context.write`: a task that hands over one message at a time."""
 
-    __slots__ = ("_function", "_message", "_ready", "_task", "_taken", "_call")
+    __slots__ = ("_call", "_function", "_message", "_ready", "_taken", "_task", "_writing")
 
     def __init__(self, function: Callable[..., Any], call: ServerCall) -> None:
         super().__init__()
@@ -144,13 +155,15 @@ class Pump(Stream[Any]):
         self._message: Any = None
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
+        self._writing = asyncio.Lock()
         call.write = self._write
 
     async def _write(self, message: Any) -> None:
-        self._message = message
-        self._taken.clear()
-        self._ready.set()
-        await self._taken.wait()
+        async with self._writing:
+            self._message = message
+            self._taken.clear()
+            self._ready.set()
+            await self._taken.wait()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._ready.set()

@@ -15,31 +15,17 @@ import grpc
 import grpc.aio
 
 from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
-from framework.details import KEY as DETAILS
-from framework.details import ORIGIN, pack
-from framework.errors import ConfigError, FrameworkError, RpcError
+from framework.details import ORIGIN
+from framework.errors import ConfigError, RpcError
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.interceptors.request_id import new_request_id
+from framework.loop import guard_loop
 from framework.server import context as server_context
 from framework.server.context import ServerCall
-from framework.server.pipeline import Bound, Broken, Pipeline
+from framework.server.pipeline import Bound, Broken, Pipeline, internal, status_of
 
 server_context.END_OF_STREAM = grpc.aio.EOF
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
-_loop: asyncio.AbstractEventLoop | None = None
-
-
-def guard_loop() -> None:
-    """grpc.aio serves one event loop per process; a second one that runs beside it would hang or crash.
-
-    Raises:
-        FrameworkError: grpc.aio is in use on another running loop.
-    """
-    global _loop
-    loop = asyncio.get_running_loop()
-    if _loop is not None and _loop is not loop and _loop.is_running():
-        raise FrameworkError("grpc.aio is in use on another event loop of this process; use one loop per process")
-    _loop = loop
 
 
 class GrpcWire:
@@ -136,12 +122,13 @@ def _open(bound: Bound, context: Any) -> ServerCall:
 
 
 async def _abort(context: Any, call: ServerCall, error: RpcError) -> NoReturn:
-    trailer = (*call.trailer, *error.metadata) if error.metadata is not call.trailer else call.trailer
-    if error.details:
-        trailer = (*trailer, (DETAILS, pack(error)))
-    trailer = (*trailer, (ORIGIN, "server"))
     try:
-        await context.abort(_STATUS[error.code.value], error.message, trailer)
+        message, trailer = status_of(call, error)
+    except Exception as defect:  # details that are no messages, metadata that is no text
+        error = internal(call, defect)
+        message, trailer = error.message, ()
+    try:
+        await context.abort(_STATUS[error.code.value], message, (*trailer, (ORIGIN, "server")))
         raise AssertionError("abort() returned")
     except grpc.aio.UsageError as failed:
         raise asyncio.CancelledError from failed  # the status is out already: the call is gone
@@ -237,6 +224,7 @@ async def listen(
             ("grpc.max_send_message_length", max_message),
         ),
     )
+    host = host.strip("[]")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(address)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
 from framework.codec import decoder, encoder
-from framework.details import pack, unpack
+from framework.details import KEY as DETAILS
+from framework.details import from_metadata
 from framework.errors import Cancelled, DeadlineExceeded, RpcError, Unavailable, Unimplemented, error_for
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.server.context import ServerCall
-from framework.server.pipeline import Bound, Broken
+from framework.server.pipeline import Bound, Broken, internal, status_of
 
 if TYPE_CHECKING:
     from framework.testing.network import Hosted
@@ -174,7 +175,14 @@ class MemoryTransport:
             bound, serving = open_call(call)
             serving.wire = MemoryWire(None)
             feed, raw = _request(call, serving, bound, encode)
-            exchange = Exchange(self._exchanges, call, serving, self._hosted.pipeline.answer(bound, serving, raw), feed)
+            exchange = Exchange(
+                self._exchanges,
+                self._hosted.context,
+                call,
+                serving,
+                self._hosted.pipeline.answer(bound, serving, raw),
+                feed,
+            )
             try:
                 reply = await exchange.finished()
             finally:
@@ -196,6 +204,7 @@ class MemoryTransport:
 
             exchange = Exchange(
                 self._exchanges,
+                self._hosted.context,
                 call,
                 serving,
                 self._hosted.pipeline.stream(bound, serving, raw, write),
@@ -204,6 +213,7 @@ class MemoryTransport:
                 call.idle,
             )
             replies = Replies(call, exchange, pipe, decode)
+            call.on_end(lambda outcome: exchange.close())  # closed before the headers are there
             exchange.task.add_done_callback(lambda task: wire.send_header_now(serving.header))
             try:
                 await exchange.waiting(header)
@@ -248,6 +258,7 @@ class Exchange:
     def __init__(
         self,
         siblings: set[Exchange],
+        context: contextvars.Context,
         call: Call,
         serving: ServerCall,
         work: Any,
@@ -266,8 +277,8 @@ class Exchange:
         self._idle = idle
         self._failure: RpcError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        # A context of its own, or the server's context variables would be the client's.
-        self.task: asyncio.Task[Any] = loop.create_task(work, context=contextvars.Context())
+        # The server's context, or its context variables and the client's would be the same.
+        self.task: asyncio.Task[Any] = loop.create_task(work, context=context.copy())
         self.task.add_done_callback(self._served)
         self._timer = None if call.deadline is None else loop.call_at(call.deadline, self._expire)
         if feed is not None:
@@ -293,6 +304,7 @@ class Exchange:
 
     def fail(self, error: RpcError) -> None:
         """End the call on both sides, the client's with this error."""
+        error.attempts = self._call.attempt
         self._failure = self._failure or error
         self.task.cancel()
         if self._pipe is not None:
@@ -384,12 +396,18 @@ class Exchange:
 
 
 def _received(error: RpcError, call: Call, serving: ServerCall) -> RpcError:
-    metadata = (*serving.trailer, *error.metadata) if error.metadata is not serving.trailer else serving.trailer
+    """The error as it arrives over a network."""
+    try:
+        message, trailer = status_of(serving, error)
+    except Exception as defect:
+        error = internal(serving, defect)
+        message, trailer = error.message, ()
+    metadata = tuple(pair for pair in trailer if pair[0] != DETAILS)
     call.trailer = metadata
     return error_for(
         error.code,
-        error.message,
-        details=unpack(pack(error)) if error.details else (),
+        message,
+        details=from_metadata(trailer),
         metadata=metadata,
         remote=True,
         method=call.method.full_name,

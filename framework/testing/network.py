@@ -6,6 +6,7 @@ Interceptors, deadlines, balancing, errors, streams and contexts are those of th
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Iterable
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Self
 
 from framework.call import Interceptor
 from framework.client.balancer import BALANCERS
+from framework.client.connect import network as in_network
 from framework.client.dropin import Channel
 from framework.client.pool import Pool
 from framework.config import ClientSettings, Settings
@@ -43,10 +45,12 @@ class Hosted:
         self.error: BaseException | None = None
         self.pipeline = Pipeline()
         self.transports: set[MemoryTransport] = set()
+        self.context = contextvars.Context()
         self._stop = asyncio.Event()
-        self._task = asyncio.create_task(self._host())
+        self._task = asyncio.get_running_loop().create_task(self._host(), context=self.context)
 
     async def _host(self) -> None:
+        in_network.set(self.network.connect)  # so `connect("name")` in a lifespan stays on this network
         try:
             async with self.service.assembled() as self.pipeline:
                 self._set(started=True)
@@ -72,10 +76,13 @@ class Hosted:
         self._set(reachable=True)
 
     async def stop(self) -> None:
-        """Leave the network, and the lifespan of the service."""
+        """Leave the network, end the calls in flight, and leave the lifespan. Raises what the lifespan raised."""
         self.network._remove(self)
+        self.disconnect()
         self._stop.set()
         await self._task
+        if self.error is not None:
+            raise self.error
 
     def __repr__(self) -> str:
         return f"<Hosted {self.name}{'' if self.reachable else ' unreachable'}>"
@@ -149,12 +156,10 @@ class Network:
         """Close every channel and leave every lifespan. Raises what a lifespan raised."""
         for channel in self._channels:
             await channel.close()
-        hosted = tuple(self._hosted.values())
-        for one in hosted:
-            await one.stop()
-        for one in hosted:
-            if one.error is not None:
-                raise one.error
+        stops = await asyncio.gather(*(one.stop() for one in self._hosted.values()), return_exceptions=True)
+        for failed in stops:
+            if isinstance(failed, BaseException):
+                raise failed
 
     async def __aenter__(self) -> Self:
         return self

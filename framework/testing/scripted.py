@@ -103,6 +103,7 @@ class Scripted:
         self._pending: list[Method[Any, Any]] = []
         self._pipeline: Any = None
         self.service = Service(name, lifespan=self._lifespan)
+        self.service.may_be_empty = True
 
     @asynccontextmanager
     async def _lifespan(self, service: Service) -> AsyncIterator[None]:

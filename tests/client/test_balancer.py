@@ -174,7 +174,7 @@ def test_node_without_history() -> None:
         (Unavailable(remote=False), 1.0),
         (DeadlineExceeded(remote=False), 1.0),
         (NotFound(remote=True), 0.001),
-        (ResourceExhausted(remote=True), 0.001),
+        (ResourceExhausted(remote=True), 1.0),
         (Cancelled(remote=False), 0.0),
         (NotFound(remote=False), 0.0),
     ],
@@ -183,7 +183,7 @@ def test_node_without_history() -> None:
 def test_what_a_failure_costs(error: RpcError, expected: float) -> None:
     """Failures that the node answers for cost the caller's patience, answers their latency, our own doing nothing."""
     target = endpoint("e")
-    target.observe_failure(0.0, 0.001, error, patience=1.0)
+    target.observe_failure(0.0, 0.001, error.code, error.remote, patience=1.0)
     assert target.cost(0.0) == pytest.approx(expected)
 
 
