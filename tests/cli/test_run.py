@@ -344,7 +344,6 @@ def test_mistake_is_one_line(
     ("target", "suggestion"),
     [("lab_service.py", "lab_service:service"), ("{here}/lab_service.py", "lab_service:service")],
 )
-@pytest.mark.xfail(strict=True, reason="there is no hint, or one that does not work")
 def test_file_instead_of_a_module(target: str, suggestion: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever names a file in the current directory is told the module's name."""
     assert main(["run", target.format(here=here)]) == 2
