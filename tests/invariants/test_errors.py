@@ -43,6 +43,26 @@ async def test_everything_an_error_carries(world: World) -> None:
     assert await world.endings() == ([(Code.NOT_FOUND, True, True)], [(Code.NOT_FOUND, False, True)])
 
 
+@pytest.mark.xfail(strict=False, reason="too large for trailers")
+@only(client_streaming=False)
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("m" * 10_000),
+        NotFound("m" * 100_000),
+        NotFound("mm", details=[ErrorInfo(reason="x" * 100_000)]),
+        NotFound("mm", metadata=(("why", "x" * 100_000),)),
+    ],
+    ids=["10 kB", "100 kB", "details", "metadata"],
+)
+async def test_error_that_is_too_large(world: World, error: NotFound) -> None:
+    """An error that does not fit into the trailers of a call keeps its code and the beginning of its message."""
+    world.serve(raising(error))
+    for _ in range(5):
+        with pytest.raises(NotFound, match="mm"):
+            await world.call()
+
+
 async def test_details_of_a_type_of_ones_own(world: World) -> None:
     """A detail may be any message."""
     world.serve(raising(NotFound("gone", details=[text("mine")])))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from framework import Context
+from framework import Context, Internal, NotFound
 from framework.rpc import StreamReply, UnaryReply
 from tests.invariants.conftest import World, collect, only, soon, streaming, uploading
-from tests.invariants.echo import text
+from tests.invariants.echo import Behaviour, raising, text
 
 
 async def with_metadata(requests: AsyncIterator[StringValue], context: Context) -> AsyncIterator[StringValue]:
@@ -111,6 +112,49 @@ async def test_header_set_by_nobody_comes_with_the_first_message(world: World) -
     reply = world.start()
     assert await reply.initial_metadata() == ()
     assert await collect(reply) == ["a"]
+
+
+Pair = tuple[str, Any]
+WRONG: list[Pair] = [("bad key", "x"), ("key", "ü"), ("key", 7), ("key", b"x")]
+
+
+def with_header(pair: Pair) -> Behaviour:
+    """Sends it before the first reply."""
+
+    async def behave(requests: Any, context: Context) -> AsyncIterator[StringValue]:
+        await context.send_initial_metadata((pair,))
+        yield text("a")
+
+    return behave
+
+
+def with_trailer(pair: Pair) -> Behaviour:
+    """Sends it with the status."""
+
+    async def behave(requests: Any, context: Context) -> AsyncIterator[StringValue]:
+        context.set_trailing_metadata((pair,))
+        yield text("a")
+
+    return behave
+
+
+def with_error(pair: Pair) -> Behaviour:
+    """Sends it with a failure."""
+    return raising(NotFound("gone", metadata=(pair,)), read=False)
+
+
+@pytest.mark.xfail(strict=False, reason="not checked")
+@only(client_streaming=False)
+@pytest.mark.parametrize("pair", WRONG, ids=repr)
+@pytest.mark.parametrize("where", [with_header, with_trailer, with_error])
+async def test_metadata_that_cannot_be_sent(
+    world: World, where: Callable[[Pair], Behaviour], pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler's key or value that no wire takes is INTERNAL with an id, and the log names the key."""
+    world.serve(where(pair))
+    with caplog.at_level(logging.ERROR, "framework"), pytest.raises(Internal, match=r"internal error [0-9a-f]{8}"):
+        await world.call()
+    assert pair[0] in caplog.text
 
 
 @uploading
