@@ -114,7 +114,7 @@ def simulate(
             if error is None:
                 target.observe(moment, moment - started)
             else:
-                target.observe_failure(moment, moment - started, error, patience)
+                target.observe_failure(moment, moment - started, error.code, error.remote, patience)
 
     for number in range(calls):
         now += rng.expovariate(rate)
