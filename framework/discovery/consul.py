@@ -97,14 +97,11 @@ class ConsulRegistry:
         Raises:
             ConfigError: the agent does not answer, or refuses.
         """
-        found: dict[str, Snapshot] = {}
         try:
-            for service in await self._agent.services():
-                _, answer = await self._agent.health(service)
-                found[service] = MappingProxyType(answer)
+            names = await self._agent.services()
+            return {name: MappingProxyType((await self._agent.health(name))[1]) for name in names}
         except _Trouble as trouble:
             raise self._advice(trouble, "list services", "service:read and node:read") from trouble
-        return found
 
     async def aclose(self) -> None:
         """End watches, deregister what is still registered, and close the connections."""
