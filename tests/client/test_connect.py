@@ -230,6 +230,11 @@ class Proxy:
         self._server.close()
         await self._server.wait_closed()
 
+    async def die(self) -> None:
+        """Break every connection, and take no new ones."""
+        self._server.close()
+        self.cut()
+
     def cut(self) -> None:
         """Break every connection, as when the machine dies."""
         for writer in self._writers:
@@ -368,6 +373,50 @@ async def test_lost_call_is_not_sent_again() -> None:
         await soon(asyncio.wait(calls))
     [lost] = [str(number) for number, call in enumerate(calls) if isinstance(call.exception(), Unavailable)]
     assert received == [str(number) for number in range(len(calls)) if str(number) != lost]
+
+
+async def test_machine_that_dies_under_load() -> None:
+    """Of two instances one dies while many call: only calls in flight on it fail, and nobody is served twice."""
+    received: Counter[str] = Counter()
+
+    async def slow(requests: AsyncIterator[StringValue], context: Context) -> AsyncIterator[StringValue]:
+        async for request in requests:
+            received[request.value] += 1
+            await asyncio.sleep(0.01)
+            yield request
+
+    def service() -> Service:
+        return Service("echo", servicers=[Echo(slow)], settings=NOT_REGISTERED)
+
+    failed: list[RpcError] = []
+    stop = asyncio.Event()
+
+    async def calling(channel: Any, name: int) -> int:
+        count = 0
+        while not stop.is_set():
+            count += 1
+            try:
+                await ask(channel, f"{name} {count}")
+            except RpcError as error:
+                failed.append(error)
+        return count
+
+    async with (
+        service().running() as one,
+        service().running() as two,
+        Proxy(one.port) as proxy,
+        connect(f"static://127.0.0.1:{proxy.port},{two.address}", settings=Settings()) as channel,
+    ):
+        callers = [asyncio.create_task(calling(channel, name)) for name in range(20)]
+        await until(lambda: len(one.pipeline.calls) > 1 and len(two.pipeline.calls) > 1)
+        await proxy.die()
+        await asyncio.sleep(0.5)
+        stop.set()
+        made = sum(await asyncio.gather(*callers))
+    assert {type(error) for error in failed} <= {Unavailable}
+    assert len(failed) <= 20
+    assert set(received.values()) == {1}
+    assert made > 100
 
 
 async def test_state_of_the_channel() -> None:
