@@ -351,7 +351,6 @@ async def test_failure_that_nobody_awaits(pair: Pair, caplog: pytest.LogCaptureF
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-@pytest.mark.xfail(strict=True, reason="only when garbage is collected")
 @ours
 @pytest.mark.parametrize("method", ["List", "Chat"])
 async def test_leaving_a_stream(pair: Pair, method: str) -> None:

@@ -454,7 +454,6 @@ def run(lifespan: str = "service.add(Echo())", server: str = "") -> tuple[int, l
     return ran.returncode, ran.stderr.splitlines()
 
 
-@pytest.mark.xfail(strict=True, reason="grpc's own line stands before ours")
 def test_program_that_cannot_listen() -> None:
     """`service.run()` ends with one line, and not with 0."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
