@@ -270,14 +270,8 @@ def run_until_complete(coroutine: Any) -> Any:
         return runner.run(coroutine)
 
 
-def quiet_grpc() -> None:
-    """Keep grpc's own log off standard error: what matters of it is raised. GRPC_VERBOSITY=INFO shows it."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-
 def configure_logging() -> None:
     """Readable lines on standard error, unless the application has set up logging itself."""
-    quiet_grpc()
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from framework.cli import Commands
     from framework.client.dropin import Channel
 
+TIMEOUT = 10.0
+"""Seconds that the service has for one reply, and for telling its messages."""
+
 EPILOG = """\
 examples:
   framework call shop.catalog.v1.Catalog/GetProduct '{"id": "p1"}'
@@ -43,7 +46,12 @@ def add_parser(subparsers: Commands) -> None:
     parser.add_argument("json", nargs="*", help="the request; several for a stream; - reads lines from standard input")
     parser.add_argument("--registry", metavar="URL", help="default: the settings' or FRAMEWORK_REGISTRY")
     parser.add_argument("--target", help="call this instead of looking the service up: HOST:PORT, or any target")
-    parser.add_argument("--timeout", type=_seconds, default=10.0, metavar="DURATION", help="10 (s), 500ms; default 10")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="DURATION",
+        help="10 (s), 500ms; default 10 for one reply, none for a stream",
+    )
     parser.add_argument("--header", "-H", action="append", default=[], metavar="NAME:VALUE", help="metadata to send")
     parser.set_defaults(run=run)
 
@@ -58,9 +66,7 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Call, print, and return 0; 1 when the call failed. Raises FrameworkError for what cannot be called."""
     from framework.errors import RpcError
-    from framework.service import quiet_grpc
 
-    quiet_grpc()
     try:
         return asyncio.run(_run(args))
     except RpcError as error:
@@ -80,7 +86,7 @@ async def _run(args: argparse.Namespace) -> int:
     registry = args.registry or settings.registry
     target = args.target or await _find(name, service, registry)
     async with connect(target, settings=_with_registry(settings, registry)) as channel:
-        method = await reflect(channel, service, method_name)
+        method = await reflect(channel, service, method_name, args.timeout or TIMEOUT)
         requests = _requests(args.json, method)
         request: Any = requests if method.client_streaming else await _only(requests, args.method)
         handler = channel.bind(method)
@@ -88,7 +94,7 @@ async def _run(args: argparse.Namespace) -> int:
             async for reply in StreamReply(handler, method, request, args.timeout, metadata):
                 print(_line(reply), flush=True)
         else:
-            print(_pretty(await UnaryReply(handler, method, request, args.timeout, metadata)))
+            print(_pretty(await UnaryReply(handler, method, request, args.timeout or TIMEOUT, metadata)))
     return 0
 
 
@@ -224,14 +230,14 @@ def health_method() -> Method[Any, Any]:
     return next(method for method in Health.__methods__ if method.name == "Check")
 
 
-async def _ask(channel: Channel, **question: Any) -> Any:
+async def _ask(channel: Channel, timeout: float = TIMEOUT, **question: Any) -> Any:
     from framework.client.stub import StreamReply
     from framework.errors import Unimplemented
     from framework.server.reflection import METHODS, Request
 
     for method in METHODS:
         try:
-            async with StreamReply(channel.bind(method), method, [Request(**question)], 5.0) as replies:
+            async with StreamReply(channel.bind(method), method, [Request(**question)], timeout) as replies:
                 async for reply in replies:
                     return reply
         except Unimplemented:
@@ -245,7 +251,7 @@ async def list_services(channel: Channel) -> list[str]:
     return [service.name for service in reply.list_services_response.service]
 
 
-async def reflect(channel: Channel, service: str, name: str) -> Method[Any, Any]:
+async def reflect(channel: Channel, service: str, name: str, timeout: float = TIMEOUT) -> Method[Any, Any]:
     """A method with its messages, learnt from the server.
 
     Raises:
@@ -255,7 +261,7 @@ async def reflect(channel: Channel, service: str, name: str) -> Method[Any, Any]
 
     from framework.call import Method
 
-    reply = await _ask(channel, file_containing_symbol=service)
+    reply = await _ask(channel, timeout, file_containing_symbol=service)
     if reply.HasField("error_response"):
         there = ", ".join(await list_services(channel))
         raise ConfigError(f"the server does not serve {service}. It serves: {there}")
@@ -270,7 +276,7 @@ async def reflect(channel: Channel, service: str, name: str) -> Method[Any, Any]
     async def add(file: Any) -> None:
         for dependency in file.dependency:
             if dependency not in files:
-                more = await _ask(channel, file_by_filename=dependency)
+                more = await _ask(channel, timeout, file_by_filename=dependency)
                 for raw in more.file_descriptor_response.file_descriptor_proto:
                     found = descriptor_pb2.FileDescriptorProto.FromString(raw)
                     files.setdefault(found.name, found)

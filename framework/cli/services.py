@@ -43,9 +43,6 @@ def add_parser(subparsers: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; exit code 1 when an instance does not answer SERVING."""
-    from framework.service import quiet_grpc
-
-    quiet_grpc()
     return asyncio.run(_run(args))
 
 

@@ -242,6 +242,7 @@ class Exchange:
 
     __slots__ = (
         "_call",
+        "_cancelled",
         "_failure",
         "_feed",
         "_idle",
@@ -276,6 +277,7 @@ class Exchange:
         self._pipe = pipe
         self._idle = idle
         self._failure: RpcError | None = None
+        self._cancelled = False
         self._waiter: asyncio.Future[None] | None = None
         # The server's context, or its context variables and the client's would be the same.
         self.task: asyncio.Task[Any] = loop.create_task(work, context=context.copy())
@@ -306,7 +308,7 @@ class Exchange:
         """End the call on both sides, the client's with this error."""
         error.attempts = self._call.attempt
         self._failure = self._failure or error
-        self.task.cancel()
+        self._cancel()
         if self._pipe is not None:
             self._pipe.break_off()
         self._interrupt()
@@ -391,7 +393,12 @@ class Exchange:
             self._feed.stop()
         if self._pipe is not None:
             self._pipe.break_off()
-        if not self.task.done():
+        self._cancel()
+
+    def _cancel(self) -> None:
+        """Once: a handler that cleans up is not to be cancelled again."""
+        if not self._cancelled and not self.task.done():
+            self._cancelled = True
             self.task.cancel()
 
 

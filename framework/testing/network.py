@@ -79,6 +79,9 @@ class Hosted:
         """Leave the network, end the calls in flight, and leave the lifespan. Raises what the lifespan raised."""
         self.network._remove(self)
         self.disconnect()
+        working = [call.task for call in self.pipeline.calls if call.task is not None]
+        if working:
+            await asyncio.wait(working)
         self._stop.set()
         await self._task
         if self.error is not None:
@@ -147,6 +150,9 @@ class Network:
         for watch in self._watches:
             if watch.service == service:
                 watch.show(self._snapshot(service))
+        for channel in self._channels:
+            if channel.pool.service == service and not channel.pool.closed:
+                channel.pool.apply(self._snapshot(service))  # at once, for the call that comes next
 
     def _remove(self, hosted: Hosted) -> None:
         if self._hosted.pop(hosted.name, None) is not None:

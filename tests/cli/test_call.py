@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from framework.cli import main
+from tests.cli.lab import Serving, framework, serving, start, write
 from tests.consul_agent import ConsulAgent, free_ports
-from tests.testing.lab import Serving, framework, serving, start, write
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,6 @@ def test_timeout_is_the_deadline(lab: Serving, folder: Path) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="connecting and reflection have times of their own, whatever --timeout says")
 def test_timeout_holds_for_the_questions_before(capsys: pytest.CaptureFixture[str]) -> None:
     """A server that takes the connection and says nothing does not outlast it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

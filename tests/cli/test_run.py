@@ -19,8 +19,8 @@ from framework import Unavailable, connect
 from framework.cli import main
 from framework.discovery import Instance
 from framework.discovery.targets import open_registry
+from tests.cli.lab import Serving, framework, serving, start, write
 from tests.consul_agent import free_ports
-from tests.testing.lab import Serving, framework, serving, start, write
 
 MISTAKES = '''\
 """Services that cannot be served, each for a reason of its own."""
@@ -276,7 +276,6 @@ def test_port_in_use(lab: Path, registry: str) -> None:
     assert registered(registry) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="a line of grpc's own log stands above")
 def test_port_in_use_is_said_in_one_line(lab: Path, registry: str) -> None:
     """grpc's own account of it is not shown."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -15,8 +15,8 @@ import pytest
 
 from framework.discovery import Instance, Registry
 from framework.discovery.targets import open_registry
+from tests.cli.lab import Serving, framework, serving, start, write
 from tests.consul_agent import ConsulAgent, free_ports
-from tests.testing.lab import Serving, framework, serving, start, write
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,6 @@ async def test_client_before_its_service(network: Network) -> None:
     assert await say(client) == "hello"
 
 
-@pytest.mark.xfail(strict=True, reason="it is seen one turn of the loop later")
 async def test_instance_added_later(network: Network) -> None:
     """A service that has come up is there for the next call."""
     client = EchoClient(network.connect("echo"))
@@ -226,7 +225,6 @@ async def test_error_of_one_lifespan_leaves_no_other_open() -> None:
     assert log == ["enter", "leave"]
 
 
-@pytest.mark.xfail(strict=True, reason="it is left while they are being cancelled")
 async def test_lifespan_is_left_after_the_calls(network: Network) -> None:
     """What a handler needs to clean up with is open until it has."""
     log: list[str] = []
