@@ -102,6 +102,13 @@ def _setting(default: Any, parse: Callable[[Any, str], Any]) -> Any:
 class _Table:
     """A frozen dataclass whose fields know how to parse themselves."""
 
+    def __post_init__(self) -> None:
+        """Settings made in code are held to the same rules. Raises ConfigError."""
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, f.name)
+            if "parse" in f.metadata and value != f.default and not isinstance(value, _Table | Mapping):
+                f.metadata["parse"](value, f"{type(self).__name__}.{f.name}")
+
     @classmethod
     def parse(cls, table: Any, where: str, base: Self | None = None) -> Self:
         """Settings from a TOML table over `base`.

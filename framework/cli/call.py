@@ -116,7 +116,7 @@ def _names(text: str) -> tuple[str, str, str]:
 
 
 def _header(text: str) -> tuple[str, str | bytes]:
-    from framework.client.stub import pairs
+    from framework.metadata import pairs
 
     name, _, value = (part.strip() for part in text.partition(":"))
     try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import warnings
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, cast
 
 from framework.call import OK, Call, Handler, Metadata, Method, Outcome, Stream
 from framework.errors import Cancelled, Code, RpcError
+from framework.metadata import pairs
 
 Res = TypeVar("Res")
 
@@ -29,37 +29,6 @@ def outcome_of(call: Call, error: BaseException) -> Outcome:
     if isinstance(error, RpcError) and not error.method:
         error.method = call.method.full_name  # an interceptor's own: no handler is to pass it on as its own
     return Outcome.of(error)
-
-
-_KEY = re.compile(r"[0-9a-z_.-]+")
-_VALUE = re.compile(r"[ -~]*")
-
-
-def pairs(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
-    """Metadata as it can be sent, keys in lower case.
-
-    Raises:
-        TypeError, ValueError: something that gRPC cannot send; the message names the key.
-    """
-    if isinstance(metadata, Mapping):
-        raise TypeError('metadata is pairs, not a mapping: (("key", "value"), ...)')
-    checked = []
-    given: Iterable[Any] = metadata
-    for pair in given:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise TypeError(f"metadata is pairs of key and value, and {pair!r} is none")
-        key, value = pair[0].lower(), pair[1]
-        if not _KEY.fullmatch(key) or key.startswith("grpc-"):
-            raise ValueError(f"{pair[0]!r} cannot be a metadata key: letters, digits, '_', '-', '.', and no 'grpc-'")
-        if key.endswith("-bin"):
-            if not isinstance(value, bytes):
-                raise TypeError(f"metadata {key} ends in -bin, so its value must be bytes")
-        elif not isinstance(value, str):
-            raise TypeError(f"metadata {key} must be text; a key of bytes ends in -bin")
-        elif not _VALUE.fullmatch(value):
-            raise ValueError(f"metadata {key} must be printable ASCII; send other text as bytes, under {key}-bin")
-        checked.append((key, value))
-    return tuple(checked)
 
 
 def _made(method: Method[Any, Any], request: Any, timeout: float | None, metadata: Metadata) -> Call:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 from framework.call import Call, Metadata, Method, Outcome
 from framework.errors import Code, RpcError, error_for
+from framework.metadata import pairs
 
 END_OF_STREAM: Any = None
 """What `Context.read` returns at the end of the requests; the wire puts the engine's own mark here."""
@@ -149,13 +150,13 @@ class Context:
         """
         if self._call.header_sent:
             raise RuntimeError("response headers are sent already; set them before the end of the requests is read")
-        self._call.header = tuple(metadata)
+        self._call.header = pairs(metadata)
         self._call.header_sent = True
         await self._call.wire.send_header(self._call.header)
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
         """Set what is sent with the status, on success and on failure."""
-        self._call.trailer = tuple(metadata)
+        self._call.trailer = pairs(metadata)
 
     def trailing_metadata(self) -> Metadata:
         """The trailing metadata set so far."""

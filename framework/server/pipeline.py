@@ -18,6 +18,7 @@ from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import pack
 from framework.errors import Code, DeadlineExceeded, Internal, RpcError, error_for
+from framework.metadata import pairs
 from framework.server.context import ServerCall
 from framework.server.servicer import Servicer, ServicerError, handler_of
 
@@ -203,19 +204,36 @@ class Pipeline:
         return internal(call, error)
 
 
+ROOM = 7000
+"""Bytes that a failure's message, details and trailing metadata may have; grpc refuses more than 8 kB of headers."""
+
+
 def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
     """The message and the trailing metadata that a failed call ends with.
+
+    What does not fit is left out, the details first: the code and the beginning of the message always arrive.
 
     Raises:
         TypeError, ValueError: what the handler gave cannot be sent.
     """
     message = str(error.message).encode("utf-8", "replace").decode()
-    trailer = call.trailer if error.metadata is call.trailer else (*call.trailer, *error.metadata)
-    given: Iterable[tuple[Any, Any]] = trailer
-    for key, value in given:
-        if not isinstance(key, str) or not isinstance(value, bytes if key.endswith("-bin") else str):
-            raise TypeError(f"trailing metadata {key!r}: {value!r} cannot be sent")
-    return message, (*trailer, (DETAILS, pack(error))) if error.details else trailer
+    own: Metadata = () if error.metadata is call.trailer else pairs(error.metadata)
+    details: Metadata = ((DETAILS, pack(error)),) if error.details else ()
+    trailer = (*call.trailer, *own, *details)
+    if _size(message, trailer) > ROOM:
+        for trailer in ((*call.trailer, *own), ()):
+            if _size("", trailer) <= ROOM // 2:
+                break
+        while len(message) > 20 and _size(message, trailer) > ROOM:
+            message = f"{message[: len(message) * 3 // 4]}..."
+        log.warning("%s failed with more than %d bytes; some are left out: %s", call.method.full_name, ROOM, message)
+    return message, trailer
+
+
+def _size(message: str, trailer: Metadata) -> int:
+    """Bytes in headers, where what is no ASCII takes three and binary values a third more."""
+    text = len(message) if message.isascii() else 3 * len(message.encode())
+    return text + sum(32 + len(key) + len(value) * 4 // 3 for key, value in trailer)
 
 
 def internal(call: ServerCall, error: BaseException) -> Internal:

@@ -43,7 +43,6 @@ async def test_everything_an_error_carries(world: World) -> None:
     assert await world.endings() == ([(Code.NOT_FOUND, True, True)], [(Code.NOT_FOUND, False, True)])
 
 
-@pytest.mark.xfail(strict=False, reason="too large for trailers")
 @only(client_streaming=False)
 @pytest.mark.parametrize(
     "error",

@@ -143,7 +143,6 @@ def with_error(pair: Pair) -> Behaviour:
     return raising(NotFound("gone", metadata=(pair,)), read=False)
 
 
-@pytest.mark.xfail(strict=False, reason="not checked")
 @only(client_streaming=False)
 @pytest.mark.parametrize("pair", WRONG, ids=repr)
 @pytest.mark.parametrize("where", [with_header, with_trailer, with_error])

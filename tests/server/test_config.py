@@ -246,7 +246,6 @@ def test_no_durations(value: Any) -> None:
     assert str(caught.value) == f"client.timeout is {value!r}, {NO_DURATION}"
 
 
-@pytest.mark.xfail(strict=True, reason="checked only in a file")
 @pytest.mark.parametrize(
     "make",
     [

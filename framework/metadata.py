@@ -1,0 +1,39 @@
+"""What gRPC can send as metadata, checked where it is set, so that a mistake is told by name and not by the wire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from framework.call import Metadata
+
+_KEY = re.compile(r"[0-9a-z_.-]+")
+_VALUE = re.compile(r"[ -~]*")
+
+
+def pairs(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """Metadata as it can be sent, keys in lower case.
+
+    Raises:
+        TypeError, ValueError: something that gRPC cannot send; the message names the key.
+    """
+    if isinstance(metadata, Mapping):
+        raise TypeError('metadata is pairs, not a mapping: (("key", "value"), ...)')
+    checked = []
+    given: Iterable[Any] = metadata
+    for pair in given:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(f"metadata is pairs of key and value, and {pair!r} is none")
+        key, value = pair[0].lower(), pair[1]
+        if not _KEY.fullmatch(key) or key.startswith("grpc-"):
+            raise ValueError(f"{pair[0]!r} cannot be a metadata key: letters, digits, '_', '-', '.', and no 'grpc-'")
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise TypeError(f"metadata {key} ends in -bin, so its value must be bytes")
+        elif not isinstance(value, str):
+            raise TypeError(f"metadata {key} must be text; a key of bytes ends in -bin")
+        elif not _VALUE.fullmatch(value):
+            raise ValueError(f"metadata {key} must be printable ASCII; send other text as bytes, under {key}-bin")
+        checked.append((key, value))
+    return tuple(checked)
