@@ -106,7 +106,7 @@ async def test_inherited_deadline_that_passes(wire: str, arity: Arity, caplog: p
         with pytest.raises(DeadlineExceeded):
             await soon(b.call(timeout=0.3))
         await soon(blocked.ended.wait())
-        assert [code for code, _, _ in (await b.endings())[1]] == [Code.DEADLINE_EXCEEDED]
+        assert {code for code, _, _ in (await b.endings())[1]} <= {Code.DEADLINE_EXCEEDED, Code.CANCELLED}
     assert "internal error" not in caplog.text
 
 

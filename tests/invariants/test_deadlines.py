@@ -13,12 +13,24 @@ from google.protobuf.wrappers_pb2 import StringValue
 from framework import ClientSettings, Code, Context, DeadlineExceeded, Internal, MethodSettings, RpcError
 from framework.rpc import Method, UnaryReply
 from framework.testing.virtual_time import VirtualTimeLoop
-from tests.invariants.conftest import Arity, World, collect, only, open_world, soon, streaming, until, uploading
+from tests.invariants.conftest import Arity, World, collect, ending, only, open_world, soon, streaming, until, uploading
 from tests.invariants.echo import Blocked, never, repeat, text
 
 SHORT = 0.25
-LATE = ([(Code.DEADLINE_EXCEEDED, False, True)], [(Code.DEADLINE_EXCEEDED, False, True)])
+LATE = (Code.DEADLINE_EXCEEDED, False, True)
+GAVE_UP = (Code.CANCELLED, True, True)
 in_memory = pytest.mark.parametrize("wire", ["memory"], indirect=True)
+
+
+async def both_know(world: World, count: int = 1) -> None:
+    """The calls ended as late at the client, and at the server.
+
+    On a busy machine the client's own timer may run out, and its cancellation arrive, before the server's: a network
+    does not tell these apart.
+    """
+    client, server = await world.endings(count)
+    assert client == [LATE] * count
+    assert set(server) <= ({LATE} if world.in_memory else {LATE, GAVE_UP})
 
 
 async def ended_late(world: World, blocked: Blocked, source: Any = None) -> DeadlineExceeded:
@@ -36,13 +48,13 @@ async def test_handler_that_outlives_its_deadline(world: World) -> None:
     assert (error.remote, error.sent, error.attempts) == (False, True, 1)
     assert error.method == f"echo.v1.Echo/{world.arity.method}"
     assert isinstance(blocked.error, asyncio.CancelledError)
-    assert await world.endings() == LATE
+    await both_know(world)
 
 
 async def test_after_headers(world: World) -> None:
     """The same once response headers have arrived."""
     await ended_late(world, Blocked(header=True))
-    assert await world.endings() == LATE
+    await both_know(world)
 
 
 @streaming
@@ -54,7 +66,7 @@ async def test_in_mid_stream(world: World) -> None:
         await soon(collect(world.start(timeout=SHORT), got))
     await soon(blocked.ended.wait())
     assert got == ["0", "1", "2"]
-    assert await world.endings() == LATE
+    await both_know(world)
 
 
 @uploading
@@ -71,7 +83,7 @@ async def test_in_mid_upload(world: World) -> None:
 
     await ended_late(world, Blocked(read=None), silent())
     await soon(closed.wait())
-    assert await world.endings() == LATE
+    await both_know(world)
 
 
 @uploading
@@ -305,7 +317,7 @@ async def test_handler_that_swallows_the_deadline(world: World) -> None:
     world.serve(stubborn)
     with pytest.raises(DeadlineExceeded):
         await soon(world.call(timeout=SHORT))
-    assert await world.endings() == LATE
+    await both_know(world)
 
 
 async def test_many_at_once(world: World) -> None:
@@ -316,8 +328,8 @@ async def test_many_at_once(world: World) -> None:
     assert {type(error) for error in errors} == {DeadlineExceeded}
     assert {error.remote for error in errors if isinstance(error, RpcError)} == {False}
     await until(lambda: world.idle)
-    assert {outcome.code for outcome in world.served} <= {Code.DEADLINE_EXCEEDED}
-    assert len(world.called) == 100
+    assert [ending(outcome) for outcome in world.called] == [LATE] * 100
+    assert {ending(outcome) for outcome in world.served} <= {LATE, GAVE_UP}
 
 
 async def _forever(requests: Any, context: Context) -> AsyncIterator[StringValue]:
