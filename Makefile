@@ -30,7 +30,7 @@ run: $(READY) ## start the example system (ONCE=1 ends by itself, REGISTRY=consu
 	@$(BIN)/python -m example_services $(if $(ONCE),--once) $(if $(REGISTRY),--registry $(REGISTRY))
 
 test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for some)
-	@$(BIN)/python -m pytest $(or $(T),tests)
+	@$(BIN)/python -m pytest -n auto $(or $(T),tests)
 
 # All of them, so that one run tells everything.
 check: $(READY) ## lint, format, types, layers, generated code

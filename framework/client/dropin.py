@@ -118,6 +118,11 @@ class _Requests(AsyncIterator[Any]):
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Any] = asyncio.Queue(1)
         self.closed = False
+        self.gone = asyncio.Event()  # nobody takes requests any more: the call has ended, whether it was read or not
+
+    async def aclose(self) -> None:
+        """The wire has stopped reading."""
+        self.gone.set()
 
     async def write(self, message: Any) -> None:
         if self.closed:
@@ -149,6 +154,8 @@ class DropInCall:
         self._cancelled = False
         ended = self._ended  # not self: a callback that knew this object would keep it alive, and the call with it
         self._call.on_end(lambda outcome: ended.set())
+        if requests is not None:
+            self._call.on_end(lambda outcome: requests.gone.set())
         start = reply._start() if self._streaming else reply._run()
         self._task: asyncio.Task[Any] = asyncio.ensure_future(start)
         self._task.add_done_callback(_retrieve)
@@ -191,19 +198,20 @@ class DropInCall:
         """Send one request; waits while the connection is full."""
         if self._requests is None:
             raise grpc.aio.UsageError("the requests of this call come from an iterator")
-        if self._ended.is_set():
-            raise asyncio.InvalidStateError("the call has ended")
-        await self._unless_ended(self._requests.write(request))
+        await self._unless_gone(self._requests, self._requests.write(request))
 
     async def done_writing(self) -> None:
         """Say that no more requests follow."""
         if self._requests is None:
             raise grpc.aio.UsageError("the requests of this call come from an iterator")
-        await self._unless_ended(self._requests.done_writing())
+        await self._unless_gone(self._requests, self._requests.done_writing())
 
-    async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _unless_gone(self, requests: _Requests, work: Coroutine[Any, Any, None]) -> None:
         """Grpc takes the next request only while the call lives."""
-        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self._ended.wait())
+        if self._ended.is_set() or requests.gone.is_set():
+            work.close()
+            raise asyncio.InvalidStateError("the call has ended")
+        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(requests.gone.wait())
         try:
             await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():

@@ -220,8 +220,7 @@ class Pool:
             if self._closed:
                 raise self._error(call, Unavailable, f"the channel to {self.service} is closed")
             now = loop.time()
-            endpoint = self.pick(now)
-            if endpoint is not None:
+            if self._ready.items and (endpoint := self.pick(now)) is not None:
                 return endpoint
             if self._known and not self._all.items:
                 raise self._error(call, Unavailable, f"no instance of {self.service} in {self.where}")

@@ -208,8 +208,11 @@ def _streams(
                 await rpc.read()  # raises what the status says
         except BaseException as error:
             true = await settled(rpc, error, feed)
-            if not isinstance(true, StopAsyncIteration):
-                raise replies.fail(true) from None
+            try:
+                if not isinstance(true, StopAsyncIteration):
+                    raise replies.fail(true) from None
+            finally:
+                del true  # it knows this frame, and this frame would know it
         return replies
 
     return stream

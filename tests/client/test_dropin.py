@@ -321,7 +321,6 @@ async def test_writing_after_the_end(pair: Pair, method: str) -> None:
         await call.write(note("c"))
 
 
-@pytest.mark.xfail(strict=False, reason="hangs on our channel")
 async def test_writing_to_a_server_that_has_ended(pair: Pair) -> None:
     """A writer whose server ends the call is told, and does not wait for ever."""
     call = pair.stub.Chat()
