@@ -105,7 +105,9 @@ class World:
         """A call; `source` is sent instead of the requests when the client streams."""
         messages: Requests = [text(request) for request in requests or ("a",)]
         call = getattr(EchoClient(self.channel), self.arity.method)
-        argument = (source or messages) if self.arity.client_streaming else text((*requests, "a")[0])
+        argument = (
+            (messages if source is None else source) if self.arity.client_streaming else text((*requests, "a")[0])
+        )
         reply: UnaryReply[Any] | StreamReply[Any] = call(argument, timeout=timeout, metadata=metadata)
         return reply
 
