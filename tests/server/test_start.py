@@ -22,6 +22,7 @@ from framework import (
     Context,
     FrameworkError,
     Instance,
+    Internal,
     Method,
     ServerSettings,
     Service,
@@ -32,8 +33,8 @@ from framework import (
 from framework.server.servicer import ServicerError
 from framework.testing import Network
 from tests.client.test_connect import NOT_REGISTERED, ask
-from tests.invariants.conftest import NO_WAIT
-from tests.invariants.echo import Echo, EchoServicer, text
+from tests.invariants.conftest import NO_WAIT, collect
+from tests.invariants.echo import Echo, EchoClient, EchoServicer, text
 
 ROOT = Path(__file__).parents[2]
 
@@ -251,6 +252,30 @@ async def test_synchronous_handler(kind: type[Servicer], name: str) -> None:
     assert message.startswith(f"{kind.__name__}.{name} is not asynchronous")
     assert f"async def {name}(self, request, context)" in message
     assert "asyncio.to_thread" in message
+
+
+class Returning(Echo):
+    """Returns an iterator where it should have yielded."""
+
+    async def UnaryStream(self, request: StringValue, context: Context, /) -> Any:
+        return self.behave(_nothing(), context)
+
+
+async def _nothing() -> AsyncIterator[StringValue]:
+    for _ in ():
+        yield
+
+
+@pytest.mark.xfail(strict=True, reason="an empty stream")
+async def test_stream_that_returns_instead_of_yielding(caplog: pytest.LogCaptureFixture) -> None:
+    """A coroutine that returns its stream is a mistake that is not passed over in silence."""
+    async with (
+        Service("echo", servicers=[Returning()]).running(settings()) as server,
+        connect(server.address, settings=NOT_REGISTERED) as channel,
+    ):
+        with pytest.raises(Internal):
+            await collect(EchoClient(channel).UnaryStream(text("a")))
+    assert "UnaryStream" in caplog.text
 
 
 async def test_class_instead_of_an_object() -> None:
