@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from example_services.runner import view
 from example_services.runner.customers import Customers, Tally
 from example_services.runner.fleet import Fleet
+from example_services.runner.view import View
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
 from example_services.shop.orders.v1.orders_pb2 import OrderItem
 from example_services.shop.orders.v1.orders_rpc import OrdersClient
@@ -26,7 +27,12 @@ RESTOCK = 10.0  # seconds between deliveries to the warehouse
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m example_services", description="Run the shop, and buy from it.")
     parser.add_argument("--once", action="store_true", help=f"place {ORDERS} orders and end")
-    parser.add_argument("--registry", metavar="URL", help="consul://127.0.0.1:8500; default: a file of this run's own")
+    parser.add_argument(
+        "--registry",
+        metavar="URL",
+        default=os.environ.get("FRAMEWORK_REGISTRY"),
+        help="consul://127.0.0.1:8500; default: FRAMEWORK_REGISTRY, or a file of this run's own",
+    )
     args = parser.parse_args()
     try:
         return asyncio.run(run(args.registry, once=args.once))
@@ -41,19 +47,19 @@ async def run(registry: str | None, *, once: bool) -> int:
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    tally = Tally()
+    tally, view = Tally(), View()
     try:
         with TemporaryDirectory(prefix="shop-") as directory:
             registry = registry or f"sqlite:///{directory}/registry.db"
-            async with Fleet.start(Path(directory), registry, view.say) as fleet, view.showing(fleet, tally):
+            async with Fleet.start(Path(directory), registry, view.say) as fleet:
                 await fleet.until_serving()
-                view.say(view.hints(fleet))
                 async with (
                     connect("orders", registry=fleet.registry) as orders,
                     connect("inventory", registry=fleet.registry) as inventory,
+                    view.showing(fleet, tally),
                 ):
                     customers = Customers(OrdersClient(orders), InventoryClient(inventory), tally, view.say)
-                    await fleet.during(buy_once(customers) if once else buy(customers))
+                    await fleet.during(buy_once(customers) if once else buy(customers, view))
     except asyncio.CancelledError:
         task.uncancel()
     view.say(str(tally))
@@ -70,7 +76,7 @@ async def buy_once(customers: Customers) -> None:
     await customers.fill_warehouse()
 
 
-async def buy(customers: Customers) -> None:
+async def buy(customers: Customers, view: View) -> None:
     """Place orders at a steady rate, and fill the warehouse up again, for ever."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(customers.buy_steadily(PER_SECOND))

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework import FrameworkError
+from framework import ConfigError, FrameworkError
 from framework.discovery import Registry, Snapshot
 from framework.discovery.targets import open_registry
 
@@ -35,7 +35,7 @@ DRAIN = {  # short, because everything is on one machine and somebody waits
 
 
 class StartError(FrameworkError):
-    """An instance ended before it served; the message has its own words."""
+    """The shop cannot start; the message says what to do, or has the words of the instance that ended."""
 
 
 @dataclass(eq=False)
@@ -113,20 +113,23 @@ class Fleet:
             say: is told what happens.
 
         Raises:
-            ConfigError: the registry cannot be used.
+            ConfigError: there is no registry of this kind.
+            StartError: it cannot be used.
         """
         fleet = cls(directory, registry, say)
         try:
-            await fleet.registry.services()  # one that is not there is best told at once
+            await fleet._reach_registry()
             watchers = [asyncio.create_task(fleet._watch(service)) for service in SERVICES]
             keepers = [asyncio.create_task(fleet._keep(instance)) for instance in fleet.instances]
             try:
                 yield fleet
             finally:
-                await fleet._end(keepers)
-                for watcher in watchers:
+                for watcher in watchers:  # first, or each instance that leaves would be missed
                     watcher.cancel()
-                await asyncio.wait(watchers)
+                try:
+                    await asyncio.wait(watchers)
+                finally:
+                    await fleet._end(keepers)
         finally:
             await fleet.registry.aclose()
 
@@ -181,6 +184,15 @@ class Fleet:
         """The instances of a service."""
         return tuple(instance for instance in self.instances if instance.service == service)
 
+    async def _reach_registry(self) -> None:
+        """One that is not there is best told at once."""
+        try:
+            await self.registry.services()
+        except ConfigError as error:
+            raise StartError(
+                f"{error} For make run that is REGISTRY=URL; with neither the shop has a registry of its own."
+            ) from error
+
     async def _keep(self, instance: Instance) -> None:
         """Run an instance again and again."""
         needed = [other for service in SERVICES[instance.service] for other in self.of(service)]
@@ -232,9 +244,10 @@ class Fleet:
 
     async def _watch(self, service: str) -> None:
         """Follow what the registry says about a service."""
-        async for snapshot in self.registry.watch(service):
-            self._found[service] = snapshot
-            self._note()
+        async with aclosing(self.registry.watch(service)) as snapshots:
+            async for snapshot in snapshots:
+                self._found[service] = snapshot
+                self._note()
 
     def _note(self) -> None:
         for instance in self.instances:

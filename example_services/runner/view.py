@@ -1,96 +1,133 @@
-"""What a person sees of it: a live table on a terminal, plain lines elsewhere."""
+"""What a person sees of it: a live picture on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
+import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Column, Table
+from rich.text import Text
 
 from example_services.runner.customers import Tally, price
-from example_services.runner.fleet import Fleet
+from example_services.runner.fleet import ROOT, Fleet
 
 REFRESH = 0.25  # seconds between two pictures
 REPORT = 5.0  # seconds between two plain lines
+NEWS = 6  # lines of what was said, in a picture with room for them
 STYLES = {"starting": "yellow", "serving": "green", "leaving": "cyan"}
 
-console = Console(highlight=False, soft_wrap=True)
+
+class View:
+    """Standard output."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._news: deque[str] = deque(maxlen=NEWS)
+        self._live = False
+
+    def say(self, text: str) -> None:
+        """Print a line, or show it in the live picture while there is one."""
+        if self._live:
+            self._news.append(text)
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # nobody reads on, as in `make run | head`: end as with Ctrl-C, and say no more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            signal.raise_signal(signal.SIGINT)
+
+    @asynccontextmanager
+    async def showing(self, fleet: Fleet, tally: Tally) -> AsyncIterator[None]:
+        """Say what to try, and show how things stand while the block runs."""
+        commands = hints(fleet)
+        self.say(f"\n{commands}\n")
+        self._live = self._console.is_interactive
+        task = asyncio.create_task(self._draw(fleet, tally, commands) if self._live else self._report(tally))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            self._live = False
+
+    async def _draw(self, fleet: Fleet, tally: Tally, above: str) -> None:
+        """Draw below these lines, and leave nothing behind."""
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            while True:
+                width, height = self._console.size
+                taken = 1 + sum(1 + (len(line) - 1) // width for line in above.splitlines())
+                # "^C" is echoed behind the last line
+                live.update(picture(fleet, tally, self._news, width - 2, height - taken), refresh=True)
+                await asyncio.sleep(REFRESH)
+
+    async def _report(self, tally: Tally) -> None:
+        while True:
+            await asyncio.sleep(REPORT)
+            self.say(standing(tally))
 
 
-def say(text: str) -> None:
-    """Print a line, above the live table when there is one."""
-    console.print(text, markup=False)
+def picture(fleet: Fleet, tally: Tally, news: deque[str], width: int, height: int) -> Text:
+    """How things stand; the latest orders and news only as far as there is room below the instances."""
+    rows = [Text(standing(tally), "bold"), _row("instance", "state", "address", "pid", "starts")]
+    for one in fleet.instances:
+        rows.append(_row(one.name, one.state, one.address, str(one.pid), str(one.starts), STYLES[one.state]))
+    room = max(0, height - len(rows))
+    lately = list(news)[-(room // 2) :] if room > 1 else []
+    for order in list(tally.recent)[: room - room // 2]:
+        what = ", ".join(f"{line.quantity} {line.name}" for line in order.lines)
+        rows.append(Text(f"{order.id:<20}{order.customer_id:<13}{price(order.total):>12}  {what}"))
+    rows += [Text(line, "dim") for line in lately]
+    for row in rows:
+        row.truncate(width, overflow="ellipsis")
+    return Text("\n").join(rows)
+
+
+def _row(name: str, state: str, address: str, pid: str, starts: str, style: str = "") -> Text:
+    return Text.assemble(f"{name:<13}", (f"{state:<10}", style), f"{address:<23}{pid:<9}{starts}")
+
+
+def standing(tally: Tally) -> str:
+    """The figures, in one line."""
+    p50, p99 = tally.percentile(50), tally.percentile(99)
+    return f"{tally}, repeated: {tally.repeated}, latency: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
 def hints(fleet: Fleet) -> str:
     """Commands to copy: the shop is a gRPC system like any other."""
     address = fleet.of("catalog")[0].address
-    framework = shutil.which("framework") or str(Path(sys.executable).with_name("framework"))
-    framework = "framework" if shutil.which("framework") else _relative(framework)
-    return f"""
+    fetched = _fetched("grpcurl")
+    grpcurl, missing = _command("grpcurl", fetched), "" if fetched else "  (grpcurl is fetched by make tools)\n"
+    framework = _command("framework", str(Path(sys.executable).with_name("framework")))
+    return f"""\
 Look at it with grpcurl:
-  grpcurl -plaintext {address} list
-  grpcurl -plaintext {address} describe shop.catalog.v1.Catalog
-  grpcurl -plaintext -d '{{"id": "p-0001"}}' {address} shop.catalog.v1.Catalog/GetProduct
-or with the framework, which finds the address by itself:
+  {grpcurl} -plaintext {address} list
+  {grpcurl} -plaintext {address} describe shop.catalog.v1.Catalog
+  {grpcurl} -plaintext -d '{{"id": "p-0001"}}' {address} shop.catalog.v1.Catalog/GetProduct
+{missing}or with the framework, which finds the address by itself:
   {framework} services --registry {fleet.registry}
   {framework} call shop.catalog.v1.Catalog/GetProduct '{{"id": "p-0001"}}' --registry {fleet.registry}
 Kill an instance, and see who notices:
-  kill -9 {fleet.of("payments")[0].pid}
-"""
+  kill -9 {fleet.of("payments")[0].pid}"""
 
 
-def _relative(path: str) -> str:
-    cwd = Path.cwd()
-    return str(Path(path).relative_to(cwd)) if Path(path).is_relative_to(cwd) else path
+def _command(name: str, path: str) -> str:
+    """What to type for a program: its name when it is on PATH, or nowhere; else its path."""
+    if shutil.which(name) or not path:
+        return name
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
-@asynccontextmanager
-async def showing(fleet: Fleet, tally: Tally) -> AsyncIterator[None]:
-    """Show how things stand while the block runs."""
-    task = asyncio.create_task(_draw(fleet, tally) if console.is_terminal else _report(tally))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def _draw(fleet: Fleet, tally: Tally) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(Group(_instances(fleet), _orders(tally), _standing(tally)), refresh=True)
-            await asyncio.sleep(REFRESH)
-
-
-async def _report(tally: Tally) -> None:
-    while True:
-        await asyncio.sleep(REPORT)
-        say(_standing(tally))
-
-
-def _standing(tally: Tally) -> str:
-    p50, p99 = tally.percentile(50), tally.percentile(99)
-    return f"{tally}, repeated: {tally.repeated}, latency: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
-
-
-def _instances(fleet: Fleet) -> Table:
-    table = Table("instance", "state", "address", "pid", "starts")
-    for one in fleet.instances:
-        state = f"[{STYLES[one.state]}]{one.state}[/]"
-        table.add_row(one.name, state, one.address, str(one.pid), str(one.starts))
-    return table
-
-
-def _orders(tally: Tally) -> Table:
-    table = Table("order", "customer", "total", Column("what", no_wrap=True))
-    for order in tally.recent:
-        what = ", ".join(f"{line.quantity} {line.name}" for line in order.lines)
-        table.add_row(order.id, order.customer_id, price(order.total), what)
-    return table
+def _fetched(name: str) -> str:
+    """The executable that `make tools` has fetched, or the one on PATH; empty without."""
+    command = [sys.executable, str(ROOT / "scripts" / "tools"), "--path", name]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -90,14 +90,18 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def clean_environment() -> dict[str, str]:
+    """Ours, without what would change the shop."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("FRAMEWORK_", "SHOP_"))}
+
+
 @contextlib.contextmanager
-def running(tmp_path: Path, *arguments: str) -> Iterator[Running]:
+def running(tmp_path: Path, *arguments: str, **environment: str) -> Iterator[Running]:
     """Start it with `tmp_path` as the temporary directory; kills it when the test has not ended it."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("FRAMEWORK_", "SHOP_"))}
     with subprocess.Popen(
         [sys.executable, "-m", "example_services", *arguments],
         cwd=ROOT,
-        env={**environment, "TMPDIR": str(tmp_path)},
+        env=clean_environment() | {"TMPDIR": str(tmp_path)} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

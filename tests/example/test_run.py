@@ -6,14 +6,20 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from example_services.runner.customers import Tally
+from example_services.runner.fleet import Fleet
+from example_services.runner.view import picture
+from example_services.shop.orders.v1.orders_pb2 import Line, Order
 from tests.consul_agent import MakeAgent
-from tests.example.running import ROOT, Running, running
+from tests.example.running import ROOT, Running, clean_environment, running
 from tests.tools import tool
 
 
@@ -50,13 +56,52 @@ def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
-    """One line says so, at once."""
-    with running(tmp_path, "--once", "--registry", "consul://127.0.0.1:1") as shop:
+@pytest.mark.parametrize(
+    ("argument", "variable"), [("consul://127.0.0.1:1", "consul://127.0.0.1:2"), ("", "consul://127.0.0.1:1")]
+)
+def test_a_registry_that_is_not_there(tmp_path: Path, argument: str, variable: str) -> None:
+    """One line says so at once, and how to name another. What is given to make counts for more than the environment."""
+    arguments = ["--registry", argument] if argument else []
+    with running(tmp_path, *arguments, FRAMEWORK_REGISTRY=variable) as shop:
         assert shop.end() == 1
     [line] = shop.lines
     assert "Consul at http://127.0.0.1:1 does not answer" in line
+    assert "REGISTRY=URL" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_reads_on(tmp_path: Path) -> None:
+    """`make run | head -3` prints three lines and ends, without a word of complaint."""
+    ran = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m example_services --once | head -3; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        env=clean_environment() | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, len(ran.stdout.splitlines()), ran.stderr) == (0, 3, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(78, 10), (78, 17), (118, 40)])
+async def test_the_picture_fits_its_terminal(tmp_path: Path, width: int, height: int) -> None:
+    """The figures first, then the instances; orders and news as far as there is room, each in one line."""
+    fleet = Fleet(tmp_path, "static://127.0.0.1:1", print)
+    tally = Tally(placed=7)
+    lines = [Line(name=f"a thing with [brackets] {number}", quantity=number) for number in range(1, 9)]
+    tally.recent.extend(Order(id=f"order-{number:012}", customer_id="customer-50", lines=lines) for number in range(6))
+    shown = picture(fleet, tally, deque(f"news {number} {'and more ' * 20}" for number in range(6)), width, height)
+    rows = shown.plain.splitlines()
+    assert rows[0].startswith("orders placed: 7, failed: 0, repeated: 0")
+    assert [row.split()[0] for row in rows[2:10]] == [instance.name for instance in fleet.instances]
+    assert len(rows) == min(height, 22)
+    assert max(map(len, rows)) <= width
+    if len(rows) > 10:
+        assert rows[10].startswith("order-000000000000  customer-50 ")
+        assert rows[10].endswith("…")
+        assert rows[-1].startswith("news 5 ")
 
 
 def test_children_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
