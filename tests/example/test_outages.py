@@ -23,8 +23,8 @@ from example_services.shop.orders.v1.orders_rpc import OrdersClient
 from framework import connect
 from tests.consul_agent import MakeAgent
 
-CUSTOMERS = 3  # who buy at the same time, one order after the other
-PAUSE = 0.05  # seconds between two orders of one of them: the machine has instances to start, too
+CUSTOMERS = 2  # who buy at the same time, one order after the other
+PAUSE = 0.1  # seconds between two orders of one of them: the machine has instances to start, too
 
 
 @pytest.fixture(params=["local", "consul"])
