@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1 import health_pb2 as _health_pb2
-from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from framework import Drain, Service
 from framework.server.server import Server
@@ -107,3 +109,32 @@ async def test_drain(server: Server, stub: Any) -> None:
         await soon(anext(watch))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await soon(draining)
+
+
+@pytest.mark.xfail(strict=True, reason="served already")
+async def test_servicer_of_grpcs_own() -> None:
+    """A service that brings grpc's own health and reflection, as those written for grpc.aio do, keeps them."""
+    servicer = health.aio.HealthServicer()
+    await servicer.set("mine", SERVING)
+
+    @asynccontextmanager
+    async def lifespan(service: Service) -> AsyncIterator[None]:
+        service.add(Echo())
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, service.grpc_server)
+        reflection.enable_server_reflection(["echo.v1.Echo"], service.grpc_server)
+        yield
+
+    async with (
+        Service("echo", lifespan=lifespan, settings=NOT_REGISTERED).running() as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        assert (await stub.Check(ask("mine"))).status == SERVING
+        watch = stub.Watch(ask("mine"))
+        assert (await soon(watch.read())).status == SERVING
+        await servicer.set("mine", NOT_SERVING)
+        assert (await soon(watch.read())).status == NOT_SERVING
+        watch.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.List(health_pb2.HealthListRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
