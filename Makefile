@@ -19,8 +19,10 @@ setup: $(READY) ## make .venv from requirements.lock
 # Written last, so an interrupted set-up is taken up again.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "setup: needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@echo "setup: installing into $(VENV)"
+	  found=$$($(PYTHON) --version 2>/dev/null); \
+	  echo "setup: needs Python 3.11 or newer, and $(PYTHON) is $${found:-not there}: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@echo "setup: installing into $(VENV): takes a minute or two, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
