@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,19 @@ import pytest
 from framework.cli import main
 from framework.cli.new import create
 
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere() -> Iterator[None]:
+    """What lies about in the repository is no package: people try `framework new hello` there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != ROOT])
+        yield
+
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(elsewhere: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project called my_shop."""
     return create("my_shop", tmp_path_factory.mktemp("new"))
 
@@ -38,6 +49,18 @@ def make(project: Path, target: str, registry: Path = Path("registry.db")) -> st
 def test_project_passes_its_tests(project: Path) -> None:
     """`make test` succeeds at once."""
     assert "3 passed" in make(project, "test")
+
+
+def test_framework_that_cannot_be_installed(project: Path) -> None:
+    """On a machine without it the last line before make's own says how to install it."""
+    own = environment(Path("registry.db")) | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    (project / "local.mk").rename(project / "not_here.mk")
+    try:
+        ran = subprocess.run(["make", "run"], cwd=project, env=own, capture_output=True, text=True, check=False)
+    finally:
+        (project / "not_here.mk").rename(project / "local.mk")
+    assert ran.returncode == 2
+    assert "pip install -e /path/to/framework; or use a Python that has it: make PYTHON=" in ran.stderr.splitlines()[-2]
 
 
 def test_project_is_typed_and_tidy(project: Path) -> None:
