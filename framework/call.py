@@ -148,7 +148,7 @@ class Call(Ending):
         timeout: seconds the caller asked for explicitly, or None; the deadline is made of it.
         idle: seconds a stream of replies may be silent while its reader waits, or None.
         inherited: the deadline is that of the call which this process serves.
-        request_id: the same along the whole chain of calls that one request causes.
+        request_id: the same along the whole chain of calls that one request causes; empty where it begins.
         peer: the address of the other side, empty until it is known.
         header, trailer: metadata that came back, or that a servicer sends back.
         received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.

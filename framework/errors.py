@@ -67,6 +67,7 @@ class RpcError(Exception):
         sent: False only when the request provably never left this process.
         attempts: how many endpoints or attempts were used before giving up.
         method: `package.Service/Method` of the failed call; empty on an error that a handler made itself.
+        request_id: the id of the failed request, for finding it in the logs of the servers; empty when none was given.
     """
 
     code: ClassVar[Code] = Code.UNKNOWN
@@ -81,6 +82,7 @@ class RpcError(Exception):
         sent: bool = True,
         attempts: int = 0,
         method: str = "",
+        request_id: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -90,6 +92,7 @@ class RpcError(Exception):
         self.sent = sent
         self.attempts = attempts
         self.method = method
+        self.request_id = request_id
 
     def __str__(self) -> str:
         where = f" [{self.method}]" if self.method else ""

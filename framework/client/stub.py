@@ -64,7 +64,10 @@ class UnaryReply(Coroutine[Any, Any, Res]):
         timeout: float | None = None,
         metadata: Metadata = (),
     ) -> None:
-        self.call = _made(method, request, timeout, metadata)
+        if timeout is None and not metadata:
+            self.call = Call(method, request)
+        else:
+            self.call = _made(method, request, timeout, metadata)
         self._handler = handler
         self._reply: Res | None = None
         self._started = False
@@ -158,7 +161,10 @@ class StreamReply(AsyncIterator[Res]):
         timeout: float | None = None,
         metadata: Metadata = (),
     ) -> None:
-        self.call = _made(method, request, timeout, metadata)
+        if timeout is None and not metadata:
+            self.call = Call(method, request)
+        else:
+            self.call = _made(method, request, timeout, metadata)
         self._handler = handler
         self._stream: Stream[Res] | None = None
         self._starting: asyncio.Future[None] | None = None

@@ -24,6 +24,7 @@ from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import ORIGIN, from_metadata
 from framework.errors import Cancelled, Code, DeadlineExceeded, Internal, RpcError, Unavailable, error_for
+from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.loop import guard_loop
 
 _MADE_HERE = frozenset(
@@ -37,6 +38,9 @@ _MADE_HERE = frozenset(
     }
 )
 """Codes that grpc itself gives to calls; every other code was sent by the peer."""
+
+_OURS = frozenset({ORIGIN, DETAILS, REQUEST_ID})
+"""Trailers that are told in other ways."""
 
 READY = grpc.ChannelConnectivity.READY
 TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
@@ -381,10 +385,11 @@ def _status(call: Call, error: grpc.aio.AioRpcError) -> RpcError:
         code,
         message,
         details=from_metadata(trailer),
-        metadata=tuple(pair for pair in trailer if pair[0] not in (ORIGIN, DETAILS)),
+        metadata=tuple(pair for pair in trailer if pair[0] not in _OURS),
         remote=remote,
         method=call.method.full_name,
         attempts=call.attempt,
+        request_id=call.request_id or next((str(value) for key, value in trailer if key == REQUEST_ID), ""),
     )
     if isinstance(result, DeadlineExceeded):
         result.inherited = call.inherited and not remote

@@ -1,4 +1,8 @@
-"""One id along the whole chain of calls that one request causes, in the metadata `x-request-id`."""
+"""One id along the whole chain of calls that one request causes, in the metadata `x-request-id`.
+
+The first server gives a request its id, unless its caller did; every call that is made while it is served sends it
+along. A caller that did not give one learns it from the error, when a call fails: `error.request_id`.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,15 @@ def new_request_id() -> str:
 
 
 def request_id(method: Method[object, object], next: Handler) -> Handler:
-    """Send the id of the call being served along, or a new one."""
+    """Send the id of the call being served along."""
 
     def handler(call: Call) -> Reply:
         parent = current.get()
         given = call.get(KEY) if call.metadata else None
         if given is not None:
             call.request_id = str(given)
-        else:
-            call.request_id = parent.request_id if parent is not None else new_request_id()
+        elif parent is not None:
+            call.request_id = parent.request_id
             call.metadata = (*call.metadata, (KEY, call.request_id))
         return next(call)
 

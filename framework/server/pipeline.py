@@ -18,6 +18,7 @@ from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import pack
 from framework.errors import Code, DeadlineExceeded, Internal, RpcError, error_for
+from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.metadata import pairs
 from framework.server.context import ServerCall
 from framework.server.servicer import Servicer, ServicerError, handler_of
@@ -219,9 +220,10 @@ def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
     message = str(error.message).encode("utf-8", "replace").decode()
     own: Metadata = () if error.metadata is call.trailer else pairs(error.metadata)
     details: Metadata = ((DETAILS, pack(error)),) if error.details else ()
-    trailer = (*call.trailer, *own, *details)
+    told = () if call.get(REQUEST_ID) is not None else ((REQUEST_ID, call.request_id),)
+    trailer = (*call.trailer, *own, *told, *details)
     if _size(message, trailer) > ROOM:
-        for trailer in ((*call.trailer, *own), ()):
+        for trailer in ((*call.trailer, *own, *told), told):
             if _size("", trailer) <= ROOM // 2:
                 break
         while len(message) > 20 and _size(message, trailer) > ROOM:

@@ -18,6 +18,7 @@ from framework.details import KEY as DETAILS
 from framework.details import from_metadata
 from framework.errors import Cancelled, DeadlineExceeded, RpcError, Unavailable, Unimplemented, error_for
 from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.interceptors.request_id import new_request_id
 from framework.server.context import ServerCall
 from framework.server.pipeline import Bound, Broken, internal, status_of
 from framework.testing.pipe import Feed, Pipe, Requests, wake
@@ -107,7 +108,7 @@ class MemoryTransport:
                 None,
                 call.metadata,
                 deadline=call.deadline,
-                request_id=str(call.get(REQUEST_ID) or ""),
+                request_id=str(call.get(REQUEST_ID) or new_request_id()),
                 peer=PEER,
             )
             return bound, serving
@@ -352,7 +353,7 @@ def _received(error: RpcError, call: Call, serving: ServerCall) -> RpcError:
     except Exception as defect:
         error = internal(serving, defect)
         message, trailer = error.message, ()
-    metadata = tuple(pair for pair in trailer if pair[0] != DETAILS)
+    metadata = tuple(pair for pair in trailer if pair[0] not in (DETAILS, REQUEST_ID))
     call.trailer = metadata
     return error_for(
         error.code,
@@ -362,6 +363,7 @@ def _received(error: RpcError, call: Call, serving: ServerCall) -> RpcError:
         remote=True,
         method=call.method.full_name,
         attempts=call.attempt,
+        request_id=serving.request_id,
     )
 
 
