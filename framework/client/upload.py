@@ -50,7 +50,7 @@ class Feed:
                 for request in requests:
                     if not await _written(rpc, encode(request)):
                         return
-            with contextlib.suppress(grpc.aio.AioRpcError):
+            with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.BaseError):
                 await rpc.done_writing()
         except BaseException as error:
             task = asyncio.current_task()
@@ -67,7 +67,7 @@ async def _written(rpc: Any, request: bytes) -> bool:
     """False when the RPC has ended; its status says why."""
     try:
         await rpc.write(request)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
         return False
     except asyncio.CancelledError:
         if not rpc.done():

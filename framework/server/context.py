@@ -47,7 +47,7 @@ class ServerCall(Call):
 
     __slots__ = ("aborted", "expelled", "header_sent", "status", "task", "write")
 
-    wire: Wire
+    wire: Any
 
     def __init__(self, method: Method[Any, Any], request: Any, metadata: Metadata, **fields: Any) -> None:
         super().__init__(method, request, metadata, **fields)
@@ -194,7 +194,8 @@ class Context:
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """What TLS knows of the peer; empty without it."""
-        return self._call.wire.auth_context()
+        found: Mapping[str, Iterable[bytes]] = self._call.wire.auth_context()
+        return found
 
     def peer_identity_key(self) -> str | None:
         """The property of `auth_context` that names the peer, or None."""

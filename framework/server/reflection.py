@@ -59,4 +59,5 @@ def add_reflection(pipeline: Pipeline) -> None:
     names = (*pipeline.services, *(method.service for method in METHODS))
     servicer = reflection.aio.ReflectionServicer(names, pool=_Descriptors())
     for method in METHODS:
-        pipeline.add_method(method, servicer.ServerReflectionInfo)
+        if pipeline.find(method.path) is None:  # the service may have brought its own
+            pipeline.add_method(method, servicer.ServerReflectionInfo)

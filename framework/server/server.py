@@ -48,7 +48,11 @@ class Server:
         Raises:
             ConfigError: the address cannot be had.
         """
-        self.pipeline.add(self.health)
+        for method in self.health.__methods__:
+            if self.pipeline.find(method.path) is None:
+                self.pipeline.add_method(method, getattr(self.health, method.name))
+            else:
+                log.warning("%s is the service's own: it has to say itself that it drains", method.full_name)
         add_reflection(self.pipeline)
         self.pipeline.complete()
         self._server, self.port = await wire.listen(

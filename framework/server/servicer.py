@@ -180,7 +180,10 @@ class Pump(Stream[Any]):
                 self._ready.clear()
             return message
         try:
-            self._task.result()
+            returned: object = self._task.result()
+            if returned is not None:
+                name = self._call.method.full_name
+                raise TypeError(f"{name} returned {type(returned).__name__}; make it an async generator with `yield`")
         except BaseException as error:
             self.end(Outcome.of(error))
             raise

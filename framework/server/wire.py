@@ -25,22 +25,35 @@ from framework.server.context import ServerCall
 from framework.server.pipeline import Bound, Broken, Pipeline, internal, status_of
 
 server_context.END_OF_STREAM = grpc.aio.EOF
+GRACE = 0.5
+"""Seconds that grpc has to cancel the handler of a call on which it refused to send."""
+
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcWire:
     """One call of grpc.aio as a `Wire`."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_context", "sending")
 
     def __init__(self, context: Any) -> None:
         self._context = context
+        self.sending: asyncio.Future[None] | None = None
 
     async def send_header(self, metadata: Metadata) -> None:
+        self.sending = asyncio.get_running_loop().create_future()
         try:
             await self._context.send_initial_metadata(metadata)
         except grpc.aio.BaseError:
             raise Broken from None
+        finally:
+            self.sending.set_result(None)
+            self.sending = None
+
+    async def header_is_out(self) -> None:
+        """Wait while headers are being sent: grpc would send them a second time with what comes next, and break."""
+        if self.sending is not None:
+            await asyncio.wait([self.sending])
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         found: Mapping[str, Iterable[bytes]] = self._context.auth_context()
@@ -127,11 +140,27 @@ async def _abort(context: Any, call: ServerCall, error: RpcError) -> NoReturn:
     except Exception as defect:  # details that are no messages, metadata that is no text
         error = internal(call, defect)
         message, trailer = error.message, ()
+    await call.wire.header_is_out()
     try:
         await context.abort(_STATUS[error.code.value], message, (*trailer, (ORIGIN, "server")))
         raise AssertionError("abort() returned")
     except grpc.aio.UsageError as failed:
         raise asyncio.CancelledError from failed  # the status is out already: the call is gone
+
+
+async def _break_off(context: Any, call: ServerCall) -> NoReturn:
+    """Nobody waits for an answer. If grpc does not know that, it would leave the caller without one for ever."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        await asyncio.sleep(GRACE)  # ended by grpc's cancellation, as a rule at once
+        await call.wire.header_is_out()
+        try:
+            await context.abort(grpc.StatusCode.CANCELLED, "the call broke off", ((ORIGIN, "server"),))
+        except grpc.aio.AbortError:
+            raise
+        except grpc.aio.BaseError:
+            pass  # it was gone after all
+    raise asyncio.CancelledError
 
 
 def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[Any, Any]:
@@ -143,8 +172,12 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             reply = await pipeline.answer(bound, call, raw)
         except RpcError as error:
             await _abort(context, call, error)
+        except asyncio.CancelledError:
+            await _break_off(context, call)
         if call.trailer:
             context.set_trailing_metadata(call.trailer)
+        if call.wire.sending is not None:
+            await call.wire.header_is_out()
         return reply
 
     async def stream_unary(_: Any, context: Any) -> bytes:
@@ -154,13 +187,21 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             reply = await pipeline.answer(bound, call, None)
         except RpcError as error:
             await _abort(context, call, error)
+        except asyncio.CancelledError:
+            await _break_off(context, call)
         if call.trailer:
             context.set_trailing_metadata(call.trailer)
+        if call.wire.sending is not None:
+            await call.wire.header_is_out()
         return reply
 
     async def stream(raw: bytes | None, context: Any, call: ServerCall) -> None:
+        wire = call.wire
+
         async def write(reply: bytes) -> None:
             call.header_sent = True
+            if wire.sending is not None:
+                await wire.header_is_out()
             try:
                 await context.write(reply)
             except grpc.aio.BaseError:
@@ -170,8 +211,11 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             await pipeline.stream(bound, call, raw, write)
         except RpcError as error:
             await _abort(context, call, error)
+        except asyncio.CancelledError:
+            await _break_off(context, call)
         if call.trailer:
             context.set_trailing_metadata(call.trailer)
+        await wire.header_is_out()
 
     async def unary_stream(raw: bytes, context: Any) -> None:
         await stream(raw, context, _open(bound, context))

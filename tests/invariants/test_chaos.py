@@ -85,7 +85,6 @@ async def consume(reply: UnaryReply[StringValue] | StreamReply[StringValue], rng
     await collect(reply)
 
 
-@pytest.mark.xfail(strict=False, reason="an error of grpc's own escapes")
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_chaos(world: World, seed: int) -> None:
     """Every call ends soon and once, with an error of the family or the caller's own, and nothing is left."""

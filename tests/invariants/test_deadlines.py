@@ -107,7 +107,6 @@ async def test_while_sending(world: World) -> None:
     assert {(type(error), getattr(error, "remote", None)) for error in errors} == {(DeadlineExceeded, False)}
 
 
-@pytest.mark.xfail(strict=False, reason="an error of grpc's own escapes")
 @uploading
 async def test_upload_that_ends_at_the_deadline(world: World) -> None:
     """An upload that comes to its end in the moment of its deadline is late or complete, and nothing else."""

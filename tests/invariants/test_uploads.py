@@ -382,7 +382,6 @@ async def test_question_and_answer(world: World) -> None:
     assert await world.endings() == ([OK], [OK])
 
 
-@pytest.mark.xfail(strict=False, reason="headers and the first reply are sent at the same time")
 @pytest.mark.parametrize("arity", ["stream_stream"], indirect=True)
 async def test_reading_and_replying_in_two_tasks(world: World) -> None:
     """A handler may read in one task and reply in another; the end of the requests disturbs no reply."""
@@ -406,7 +405,6 @@ async def test_reading_and_replying_in_two_tasks(world: World) -> None:
         assert await soon(world.call(source=[text(one) for one in sent])) == sent
 
 
-@pytest.mark.xfail(strict=False, reason="headers and the first reply are sent at the same time")
 @pytest.mark.parametrize("arity", ["stream_stream"], indirect=True)
 async def test_replying_without_reading(world: World) -> None:
     """A handler may begin to reply, and to send headers, whatever has become of the requests at that moment."""

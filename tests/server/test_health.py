@@ -111,7 +111,6 @@ async def test_drain(server: Server, stub: Any) -> None:
     await soon(draining)
 
 
-@pytest.mark.xfail(strict=True, reason="served already")
 async def test_servicer_of_grpcs_own() -> None:
     """A service that brings grpc's own health and reflection, as those written for grpc.aio do, keeps them."""
     servicer = health.aio.HealthServicer()

@@ -266,7 +266,6 @@ async def _nothing() -> AsyncIterator[StringValue]:
         yield text("never")
 
 
-@pytest.mark.xfail(strict=True, reason="an empty stream")
 async def test_stream_that_returns_instead_of_yielding(caplog: pytest.LogCaptureFixture) -> None:
     """A coroutine that returns its stream is a mistake that is not passed over in silence."""
     async with (
