@@ -18,7 +18,7 @@ from framework import NotFound, RpcError, Service, Settings, connect
 from framework.testing import Network
 from tests.client.route import Tracked, generated, note, returning, writing
 from tests.client.test_connect import NOT_REGISTERED
-from tests.invariants.conftest import soon, until
+from tests.invariants.conftest import complaints, soon, until
 
 SIDES = ["plain", "ours"]
 STYLES = {"returning": returning, "writing": writing}
@@ -347,7 +347,7 @@ async def test_failure_that_nobody_awaits(pair: Pair, caplog: pytest.LogCaptureF
     call = pair.stub.Get(note("abort"))
     await until(call.done)
     del call
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert complaints(caplog, logging.ERROR) == []
 
 
 @ours
@@ -391,8 +391,7 @@ async def test_our_channel_is_theirs() -> None:
 def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nobody logs an error, except grpc's own server when a method is missing."""
     yield
-    loud = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
-    assert [record.getMessage() for record in loud if "NotImplementedError" not in record.getMessage()] == []
+    assert [line for line in complaints(caplog, logging.ERROR) if "NotImplementedError" not in line] == []
 
 
 async def test_interceptors_of_grpc_on_the_server() -> None:

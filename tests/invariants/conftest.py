@@ -250,11 +250,11 @@ async def world(wire: str, arity: Arity) -> AsyncIterator[World]:
 def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Neither grpc nor asyncio has anything to complain about."""
     yield
-    loud = [
-        record
-        for record in caplog.get_records("call")
-        if record.levelno >= logging.WARNING
-        and not record.name.startswith("framework")
-        and "PollerCompletionQueue" not in record.getMessage()  # see _of_another_loop
-    ]
-    assert [record.getMessage() for record in loud] == []
+    assert [line for line in complaints(caplog, logging.WARNING) if not line.startswith("framework")] == []
+
+
+def complaints(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """What was logged from this level on: the logger, and the message."""
+    loud = [record for record in caplog.get_records("call") if record.levelno >= level]
+    lines = [f"{record.name}: {record.getMessage()}" for record in loud]
+    return [line for line in lines if "PollerCompletionQueue" not in line]  # see _of_another_loop
