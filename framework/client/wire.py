@@ -225,7 +225,7 @@ def _streams(
 class Replies(Stream[Any]):
     """The replies of one RPC."""
 
-    __slots__ = ("_call", "_decode", "_feed", "_next", "_rpc", "_watchdog")
+    __slots__ = ("_call", "_decode", "_feed", "_loop", "_next", "_rpc", "_watchdog")
 
     def __init__(
         self, call: Call, rpc: Any, decode: Callable[[bytes], Any], feed: Feed | None, watchdog: Watchdog | None
@@ -236,6 +236,7 @@ class Replies(Stream[Any]):
         self._decode = decode
         self._feed = feed
         self._watchdog = watchdog
+        self._loop = asyncio.get_running_loop()
         self._next: Callable[[], Awaitable[bytes]] = rpc.__aiter__().__anext__
 
     async def __anext__(self) -> Any:
@@ -276,7 +277,7 @@ class Replies(Stream[Any]):
     def cancel(self, reason: BaseException | None = None) -> None:
         if self.outcome is None:
             if not self._rpc.cancel():
-                _drain(self._next)
+                _drain(self._loop, self._next)
             self._finish(ABANDONED if reason is None else Outcome.of(reason))
 
     def _finish(self, outcome: Outcome) -> None:
@@ -320,7 +321,7 @@ class Watchdog:
         self._handle.cancel()
 
 
-def _drain(read: Callable[[], Awaitable[bytes]]) -> None:
+def _drain(loop: asyncio.AbstractEventLoop, read: Callable[[], Awaitable[bytes]]) -> None:
     """Read a stream out that cannot be cancelled, since a failed write has ended it; grpc keeps it until then."""
 
     async def drain() -> None:
@@ -328,8 +329,8 @@ def _drain(read: Callable[[], Awaitable[bytes]]) -> None:
             while True:
                 await read()
 
-    with contextlib.suppress(RuntimeError):  # no loop runs any more
-        task = asyncio.get_running_loop().create_task(drain())
+    if loop.is_running():  # a stream may be dropped long after its loop
+        task = loop.create_task(drain())
         _draining.add(task)
         task.add_done_callback(_draining.discard)
 
