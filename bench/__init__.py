@@ -2,3 +2,7 @@
 
 `make bench` runs all and writes `bench/results.json`; `make bench B=name` runs those whose name begins so.
 """
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -52,7 +51,6 @@ def table(rows: list[Row]) -> Table:
 
 def main() -> int:
     """`python -m bench [NAME]`; exit code 1 when a goal is missed."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     wanted = sys.argv[1:]
     names = [name for name in BENCHES if not wanted or any(name.startswith(given) for given in wanted)]
     if not names:
