@@ -16,9 +16,9 @@ from framework import Drain, Instance, Registry, ServerSettings, Service, Settin
 from framework.client.balancer import BALANCERS
 from framework.client.connect import connect
 from framework.client.pool import Pool
-from framework.config import Balancer as BalancerName
 from framework.discovery.targets import open_registry
 from framework.discovery.watching import PushedWatch
+from framework.policy import BalancerName
 
 ROUNDS = 60
 PAUSE = 0.002

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from framework.client.connect import connect
     from framework.client.dropin import Channel
     from framework.client.stub import StreamReply, UnaryReply
-    from framework.config import ClientSettings, Drain, MethodSettings, ServerSettings, Settings
+    from framework.config import Drain, ServerSettings, Settings
     from framework.discovery import Instance, Registry
     from framework.errors import (
         Aborted,
@@ -42,6 +42,19 @@ if TYPE_CHECKING:
         Unimplemented,
         Unknown,
     )
+    from framework.policy import (
+        BackoffSettings,
+        BreakerSettings,
+        BudgetSettings,
+        BulkheadSettings,
+        ClientSettings,
+        HedgeSettings,
+        KeepaliveSettings,
+        LimiterSettings,
+        MethodSettings,
+        OutlierSettings,
+        RetrySettings,
+    )
     from framework.server.context import Context
     from framework.server.servicer import Servicer
     from framework.service import Service
@@ -53,13 +66,17 @@ _HOMES = {
     "framework.client.connect": "connect",
     "framework.client.dropin": "Channel",
     "framework.client.stub": "StreamReply UnaryReply",
-    "framework.config": "ClientSettings Drain MethodSettings ServerSettings Settings",
+    "framework.config": "Drain ServerSettings Settings",
     "framework.discovery": "Instance Registry",
     "framework.errors": (
         "Aborted AlreadyExists Cancelled Code ConfigError DataLoss "
         "DeadlineExceeded FailedPrecondition FrameworkError Internal InvalidArgument NotFound "
         "OutOfRange PermissionDenied ResourceExhausted RpcError Unauthenticated Unavailable "
         "Unimplemented Unknown"
+    ),
+    "framework.policy": (
+        "BackoffSettings BreakerSettings BudgetSettings BulkheadSettings ClientSettings HedgeSettings "
+        "KeepaliveSettings LimiterSettings MethodSettings OutlierSettings RetrySettings"
     ),
     "framework.server.context": "Context",
     "framework.server.servicer": "Servicer",
@@ -83,6 +100,10 @@ def __dir__() -> list[str]:
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "BackoffSettings",
+    "BreakerSettings",
+    "BudgetSettings",
+    "BulkheadSettings",
     "Call",
     "Cancelled",
     "Channel",
@@ -96,20 +117,25 @@ __all__ = [
     "FailedPrecondition",
     "FrameworkError",
     "Handler",
+    "HedgeSettings",
     "Instance",
     "Interceptor",
     "Internal",
     "InvalidArgument",
+    "KeepaliveSettings",
+    "LimiterSettings",
     "Metadata",
     "Method",
     "MethodSettings",
     "NotFound",
-    "Outcome",
     "OutOfRange",
+    "Outcome",
+    "OutlierSettings",
     "PermissionDenied",
     "Registry",
     "Reply",
     "ResourceExhausted",
+    "RetrySettings",
     "RpcError",
     "ServerSettings",
     "Service",
@@ -117,8 +143,8 @@ __all__ = [
     "Settings",
     "Stream",
     "StreamReply",
-    "Unauthenticated",
     "UnaryReply",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "Unknown",

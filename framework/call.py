@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -52,6 +52,7 @@ class Method(Generic[Req, Res]):
         client_streaming, server_streaming: the arity.
         idempotency: what the proto declares.
         timeout: default deadline in seconds that the proto declares, or None.
+        options: what else the proto says of how it is called, as `[client.NAME.methods.METHOD]` would say it.
         encode, decode: what this side sends and receives with, instead of the codec of its message classes.
     """
 
@@ -63,6 +64,7 @@ class Method(Generic[Req, Res]):
     server_streaming: bool = False
     idempotency: Idempotency = Idempotency.UNKNOWN
     timeout: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     encode: Callable[[Any], bytes] | None = None
     decode: Callable[[bytes], Any] | None = None
     full_name: str = field(init=False)

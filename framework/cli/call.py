@@ -11,8 +11,9 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from framework.config import Settings, duration
+from framework.config import Settings
 from framework.errors import ConfigError
+from framework.parsing import duration
 
 if TYPE_CHECKING:
     from framework.call import Method

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 from typing import Final
 
 from framework.call import Metadata
-from framework.client.budget import check, number
-from framework.config import _setting, _Table, duration
-from framework.errors import ConfigError
+from framework.policy import BackoffSettings
 
 PUSHBACK: Final = "grpc-retry-pushback-ms"
 """The key in the trailer with which a server says when to come back."""
@@ -31,29 +28,6 @@ JITTER = 0.2
 """Share by which a wait is shortened or lengthened at random."""
 
 _INT32 = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class BackoffSettings(_Table):
-    """Waits between attempts.
-
-    Attributes:
-        initial: seconds before the second attempt.
-        factor: by how much each wait is longer than the one before.
-        maximum: seconds that no wait exceeds, jitter aside.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    initial: float = _setting(0.1, duration)
-    factor: float = _setting(2.0, number(1, 100))
-    maximum: float = _setting(1.0, duration)
-
-    def __post_init__(self) -> None:
-        check(self, "backoff")
-        if self.initial > self.maximum:
-            raise ConfigError(f"backoff.initial is {self.initial:g}s, more than backoff.maximum, {self.maximum:g}s")
 
 
 class Backoff:

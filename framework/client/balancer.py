@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from framework.call import Handler, Method
-from framework.config import Balancer as BalancerName
 from framework.discovery import Instance
 from framework.errors import Code
+from framework.policy import BalancerName
 
 TAU = 10.0
 """Seconds in which the weight of an old latency falls to 1/e."""

@@ -24,13 +24,11 @@ from __future__ import annotations
 import enum
 import math
 import random
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from framework.call import Outcome
-from framework.client.budget import check, number, period
-from framework.config import _integer, _setting, _Table
-from framework.errors import Code, ConfigError
+from framework.errors import Code
+from framework.policy import FAILURES, BreakerSettings
 
 BUCKETS = 10
 """Parts of the window that are forgotten one by one."""
@@ -51,7 +49,7 @@ class Treatment(enum.Enum):
 
 
 _TREATMENTS = [Treatment.SUCCESS] * len(Code)
-for _code in (Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS):
+for _code in FAILURES:
     _TREATMENTS[_code] = Treatment.FAILURE
 _TREATMENTS[Code.RESOURCE_EXHAUSTED] = Treatment.RATE_ONLY
 _TREATMENTS[Code.CANCELLED] = Treatment.IGNORED
@@ -77,47 +75,6 @@ def treatment(outcome: Outcome, *, own_timeout: bool = False, locally_made: bool
             return Treatment.FAILURE
         return Treatment.SUCCESS if outcome.remote else Treatment.IGNORED
     return _TREATMENTS[outcome.code]
-
-
-def _slow(value: Any, where: str) -> float | None:
-    return None if value in (None, "none") else period(value, where)
-
-
-@dataclass(frozen=True, slots=True)
-class BreakerSettings(_Table):
-    """When an endpoint is taken out of the pick, and for how long.
-
-    Attributes:
-        consecutive: failures in a row that open it; 0 is never.
-        failure_rate: share of the calls in the window whose failure opens it; 0 is never.
-        slow: seconds from which on a call is slow; None ("none" in a file) is never.
-        slow_rate: share of the calls in the window whose slowness opens it.
-        minimum: calls that the window must hold before a share of them says anything.
-        window: seconds that a share is taken over.
-        open: least seconds it stays open the first time; each failed probe doubles them.
-        open_max: most seconds it stays open.
-        probes: calls let through to an endpoint that may be back; all must succeed.
-        probe_wait: seconds after which a probe that has not ended has failed.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    consecutive: int = _setting(5, _integer(0, 1_000_000))
-    failure_rate: float = _setting(0.5, number(0, 1))
-    slow: float | None = _setting(None, _slow)
-    slow_rate: float = _setting(0.5, number(0.01, 1))
-    minimum: int = _setting(20, _integer(1, 1_000_000))
-    window: float = _setting(10.0, period)
-    open: float = _setting(5.0, period)
-    open_max: float = _setting(300.0, period)
-    probes: int = _setting(1, _integer(1, 1000))
-    probe_wait: float = _setting(10.0, period)
-
-    def __post_init__(self) -> None:
-        check(self, "breaker")
-        if self.open > self.open_max:
-            raise ConfigError(f"breaker.open is {self.open:g}s, more than breaker.open_max, {self.open_max:g}s")
 
 
 class State(enum.Enum):

@@ -13,68 +13,12 @@ Source: `RetryBudget` of Finagle; why waiting retries must count: Envoy issue 30
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from framework.config import _setting, _Table, duration
-from framework.errors import ConfigError
+from framework.policy import BudgetSettings
 
 SLICES = 10
 """Parts of `ttl` that are forgotten one by one."""
 
 _ROUNDING = 1e-9
-
-
-def number(low: float, high: float) -> Callable[[Any, str], float]:
-    """A parser of numbers from `low` to `high`."""
-
-    def parse(value: Any, where: str) -> float:
-        try:
-            parsed = None if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            parsed = None
-        if parsed is None or not low <= parsed <= high:
-            raise ConfigError(f"{where} is {value!r}; it must be a number from {low:g} to {high:g}")
-        return parsed
-
-    return parse
-
-
-def period(value: Any, where: str) -> float:
-    """Seconds, of a duration that may not be nothing."""
-    seconds = duration(value, where)
-    if seconds == 0:
-        raise ConfigError(f"{where} is {value!r}; it must be more than 0")
-    return seconds
-
-
-def check(settings: _Table, name: str) -> None:
-    """Raise ConfigError when a field of settings made in code has a value that its parser would refuse."""
-    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # every subclass is a dataclass
-        f.metadata["parse"](getattr(settings, f.name), f"{name}.{f.name}")
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetSettings(_Table):
-    """How much a client may retry.
-
-    Attributes:
-        ratio: retries that one success earns.
-        per_second: retries a second allowed on top, so that a client with few calls may retry as well.
-        ttl: seconds after which successes and retries are forgotten.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    ratio: float = _setting(0.2, number(0, 1))
-    per_second: float = _setting(10.0, number(0, 1_000_000))
-    ttl: float = _setting(10.0, period)
-
-    def __post_init__(self) -> None:
-        check(self, "budget")
 
 
 class RetryBudget:

@@ -10,10 +10,10 @@ from typing import Any, Self
 from framework.call import Call, Handler, Interceptor, Method, Outcome, Reply, stack
 from framework.client.balancer import FAILURES, Endpoint
 from framework.client.pool import Pool
-from framework.config import ClientSettings
 from framework.errors import Code, RpcError
 from framework.interceptors.deadline import deadline
 from framework.interceptors.request_id import request_id
+from framework.policy import ClientSettings
 
 
 class ServiceChannel:

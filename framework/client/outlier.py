@@ -20,46 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from framework.client.budget import check, number, period
-from framework.config import _integer, _setting, _Table
+from framework.policy import OutlierSettings
 
 PANIC = 50
 """Percent of the hosts: with fewer of them healthy, all are used."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutlierSettings(_Table):
-    """When a host is ejected, and for how long.
-
-    Attributes:
-        interval: seconds between sweeps.
-        ejection: seconds of the first ejection; the n-th in a row takes n times as long.
-        ejection_max: seconds that no ejection exceeds, unless `ejection` does.
-        max_ejected: percent of the hosts that may be ejected at a time, but one at least; 0 is none at all.
-        minimum_hosts: hosts with enough calls that there must be to compare them.
-        deviations: standard deviations that a host's success rate may be below the mean; 0 is no such comparison.
-        success_rate_calls: calls in an interval that are enough to compare success rates.
-        failure_percentage: percent of failed calls above which a host is ejected; 100 is never.
-        failure_percentage_calls: calls in an interval that are enough to look at that.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    interval: float = _setting(10.0, period)
-    ejection: float = _setting(30.0, period)
-    ejection_max: float = _setting(300.0, period)
-    max_ejected: int = _setting(10, _integer(0, 100))
-    minimum_hosts: int = _setting(5, _integer(1, 1_000_000))
-    deviations: float = _setting(1.9, number(0, 100))
-    success_rate_calls: int = _setting(100, _integer(1, 1_000_000_000))
-    failure_percentage: int = _setting(85, _integer(0, 100))
-    failure_percentage_calls: int = _setting(50, _integer(1, 1_000_000_000))
-
-    def __post_init__(self) -> None:
-        check(self, "outlier")
 
 
 class Host:

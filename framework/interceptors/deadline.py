@@ -10,8 +10,8 @@ import asyncio
 import math
 
 from framework.call import Call, Handler, Interceptor, Method, Reply, current
-from framework.config import ClientSettings
 from framework.errors import DeadlineExceeded
+from framework.policy import ClientSettings
 
 MARGIN = 0.005
 MARGIN_SHARE = 0.05

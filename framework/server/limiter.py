@@ -24,11 +24,9 @@ limit by criticality: "Site Reliability Engineering", chapter 21.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
-from framework.config import _integer, _setting, _Table
-from framework.errors import ConfigError
 from framework.interceptors.criticality import Criticality
+from framework.policy import LimiterSettings
 
 SHARES = {
     Criticality.CRITICAL_PLUS: 100,
@@ -64,31 +62,6 @@ MAX_EXPIRED = 0.1
 
 MIN_PUSHBACK, MAX_PUSHBACK = 0.02, 1.0
 """Seconds that a refused client is asked to stay away, jitter aside."""
-
-
-@dataclass(frozen=True, slots=True)
-class LimiterSettings(_Table):
-    """Calls a server works on at a time; streams and health checks are not among them.
-
-    Attributes:
-        minimum: calls that are always let in.
-        maximum: calls that the limit never exceeds.
-        initial: the limit before anything is known.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    minimum: int = _setting(20, _integer(1, 1_000_000))
-    maximum: int = _setting(200, _integer(1, 1_000_000))
-    initial: int = _setting(20, _integer(1, 1_000_000))
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.initial <= self.maximum:
-            raise ConfigError(
-                f"limiter has minimum {self.minimum}, initial {self.initial} and maximum {self.maximum};"
-                " they must be whole numbers above 0, in this order"
-            )
 
 
 class Limiter:

@@ -17,9 +17,10 @@ from framework.client.balancer import BALANCERS
 from framework.client.connect import network as in_network
 from framework.client.dropin import Channel
 from framework.client.pool import Pool
-from framework.config import ClientSettings, Settings
+from framework.config import Settings
 from framework.discovery import Instance, Snapshot
 from framework.discovery.watching import PushedWatch
+from framework.policy import ClientSettings
 from framework.server.pipeline import Pipeline
 from framework.service import Service
 from framework.testing.memory import MemoryTransport

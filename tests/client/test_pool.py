@@ -27,8 +27,8 @@ from framework.call import Idempotency
 from framework.client.balancer import BALANCERS
 from framework.client.channel import ServiceChannel
 from framework.client.pool import Pool
-from framework.config import Balancer as BalancerName
 from framework.discovery import Snapshot
+from framework.policy import BalancerName
 from framework.rpc import UnaryReply
 from framework.testing import Network
 from tests.client.simulation import FakeTransport

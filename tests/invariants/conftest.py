@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from framework import Call, Code, Handler, Interceptor, Method, Outcome, Reply, Service, Settings, connect
 from framework.client.dropin import Channel
-from framework.config import ClientSettings, Drain, ServerSettings
+from framework.config import Drain, ServerSettings
+from framework.policy import ClientSettings
 from framework.rpc import StreamReply, UnaryReply
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.testing import Network

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.call import Metadata
-from framework.client.backoff import NEVER, Backoff, BackoffSettings, pushback
+from framework.client.backoff import NEVER, Backoff, pushback
 from framework.errors import ConfigError
+from framework.policy import BackoffSettings
 
 
 class Fixed(random.Random):

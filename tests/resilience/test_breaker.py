@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.call import ABANDONED, OK, Outcome
-from framework.client.breaker import UNCOUNTED, Breaker, BreakerSettings, State, Treatment, treatment
+from framework.client.breaker import UNCOUNTED, Breaker, State, Treatment, treatment
 from framework.errors import Code, ConfigError, Unavailable
+from framework.policy import BreakerSettings
 
 SUCCESS, FAILURE, RATE_ONLY, IGNORED = Treatment
 F, S, R = FAILURE, SUCCESS, RATE_ONLY

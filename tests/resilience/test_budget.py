@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.client.budget import BudgetSettings, RetryBudget
+from framework.client.budget import RetryBudget
 from framework.errors import ConfigError
+from framework.policy import BudgetSettings
 
 
 def spend(budget: RetryBudget, now: float) -> int:
@@ -92,10 +93,10 @@ def test_repr() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ratio": 1.5}, "budget.ratio is 1.5; it must be a number from 0 to 1"),
-        ({"ratio": True}, "budget.ratio is True; it must be a number from 0 to 1"),
-        ({"per_second": float("nan")}, "budget.per_second is nan; it must be a number from 0 to 1e+06"),
-        ({"ttl": 0}, "budget.ttl is 0; it must be more than 0"),
+        ({"ratio": 1.5}, "retry_budget.ratio is 1.5; it must be a number from 0 to 1"),
+        ({"ratio": True}, "retry_budget.ratio is True; it must be a number from 0 to 1"),
+        ({"per_second": float("nan")}, "retry_budget.per_second is nan; it must be a number from 0 to 1e+06"),
+        ({"ttl": 0}, "retry_budget.ttl is 0; it must be more than 0"),
     ],
 )
 def test_settings_are_validated_when_made(values: dict[str, float], message: str) -> None:

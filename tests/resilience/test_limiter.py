@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from framework.errors import ConfigError
 from framework.interceptors.criticality import Criticality
-from framework.server.limiter import Limiter, LimiterSettings
+from framework.policy import LimiterSettings
+from framework.server.limiter import Limiter
 
 CRITICAL_PLUS, CRITICAL, SHEDDABLE_PLUS, SHEDDABLE = Criticality
 

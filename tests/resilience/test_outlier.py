@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.client.breaker import Breaker, BreakerSettings, State, Treatment
-from framework.client.outlier import Host, OutlierSettings, panicking, success_rate_threshold, sweep
+from framework.client.breaker import Breaker, State, Treatment
+from framework.client.outlier import Host, panicking, success_rate_threshold, sweep
 from framework.errors import ConfigError
+from framework.policy import BreakerSettings, OutlierSettings
 from tests.resilience.test_breaker import Fixed, run
 
 RATE_ALONE = OutlierSettings(failure_percentage=100)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from framework import ClientSettings, ConfigError, Drain, MethodSettings, ServerSettings, Settings
-from framework.config import duration
+from framework.parsing import duration
 
 EVERYTHING = """
 registry = "consul://127.0.0.1:8500"
@@ -185,7 +185,7 @@ NO_DURATION = 'which is no duration; write for example "500ms", "30s" or "5m"'
         ("[client]\ntimeout = true", f"FILE client.timeout is True, {NO_DURATION}"),
         (
             '[client]\nbalancer = "random"',
-            "FILE client.balancer is 'random'; choose one of peak_ewma, round_robin",
+            "FILE client.balancer is 'random'; choose one of peak_ewma, least_loaded, round_robin, weighted",
         ),
         ("[client]\nmethods = 7", "FILE client.methods is 7; it must be a table"),
         ("[client.catalog]\nmethods = 7", "FILE client.catalog.methods is 7; it must be a table"),

@@ -1,0 +1,217 @@
+"""Settings that check themselves: frozen dataclasses whose fields know how to read what a file or a variable says.
+
+    @dataclass(frozen=True, slots=True)
+    class Limits(Table):
+        calls: int = setting(100, integer(1, 1000))
+        wait: float = setting(1.0, duration)
+
+    Limits.parse({"calls": 5}, "limits")        # a table of a file; `base` gives what it leaves out
+    Limits(calls=0)                             # ConfigError: settings made in code are held to the same rules
+
+A parser takes the value and the place where it stands, for messages, and raises ConfigError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field
+from difflib import get_close_matches
+from typing import Any, Self, TypeAlias
+
+from framework.errors import Code, ConfigError
+
+Parse: TypeAlias = Callable[[Any, str], Any]
+
+NONE = "none"
+OFF = "off"
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(value: Any, where: str = "duration") -> float:
+    """Seconds of `"500ms"`, `"30s"`, `"5m"`, `"1h"` or a plain number of seconds.
+
+    Raises:
+        ConfigError: it is none of these, or negative.
+    """
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", value)):
+        return float(match[1]) * _UNITS[match[2] or "s"]
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise ConfigError(f'{where} is {value!r}, which is no duration; write for example "500ms", "30s" or "5m"')
+
+
+def period(value: Any, where: str) -> float:
+    """Seconds, of a duration that may not be nothing."""
+    seconds = duration(value, where)
+    if seconds == 0:
+        raise ConfigError(f"{where} is {value!r}; it must be more than 0")
+    return seconds
+
+
+def optional(parse: Parse) -> Parse:
+    """A parser that takes `"none"` too, which is None."""
+    return lambda value, where: None if value in (None, NONE) else parse(value, where)
+
+
+def duration_or_ever(value: Any, where: str) -> float:
+    """Seconds; `"none"` is for ever."""
+    return math.inf if value in (math.inf, NONE) else duration(value, where)
+
+
+def integer(low: int, high: int) -> Callable[[Any, str], int]:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(value: Any, where: str) -> int:
+        try:
+            parsed = int(value) if not isinstance(value, bool | float) else None
+        except (TypeError, ValueError):
+            parsed = None
+        if parsed is None or not low <= parsed <= high:
+            raise ConfigError(f"{where} is {value!r}; it must be a whole number from {low} to {high}")
+        return parsed
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[Any, str], float]:
+    """A parser of numbers from `low` to `high`."""
+
+    def parse(value: Any, where: str) -> float:
+        try:
+            parsed = None if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            parsed = None
+        if parsed is None or not low <= parsed <= high:
+            raise ConfigError(f"{where} is {value!r}; it must be a number from {low:g} to {high:g}")
+        return parsed
+
+    return parse
+
+
+def boolean(value: Any, where: str) -> bool:
+    """True or false, as TOML or the environment says it."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where} is {value!r}; it must be true or false")
+    return value
+
+
+def text(value: Any, where: str) -> str:
+    """Text."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} is {value!r}; it must be text")
+    return value
+
+
+def choice(*choices: str) -> Callable[[Any, str], str]:
+    """A parser of one of these words."""
+
+    def parse(value: Any, where: str) -> str:
+        if value not in choices:
+            raise ConfigError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def codes(value: Any, where: str) -> frozenset[Code]:
+    """Status codes, by their names: a list, or one text with commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple | set | frozenset):
+        raise ConfigError(f'{where} is {value!r}; it must be a list of codes, for example ["UNAVAILABLE"]')
+    found = set()
+    for name in names:
+        code = name if isinstance(name, Code) else Code.__members__.get(str(name).strip().upper())
+        if code is None or code is Code.OK:
+            known = {each.name: each for each in Code if each is not Code.OK}
+            raise ConfigError(f"{where} has {name!r}, which is no code of a failure.{suggest(str(name), known)}")
+        found.add(code)
+    return frozenset(found)
+
+
+def suggest(name: str, known: Mapping[str, Any]) -> str:
+    """The end of a message about a name that does not exist."""
+    close = get_close_matches(name, known, 1)
+    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(sorted(known))}"
+
+
+def setting(default: Any, parse: Parse) -> Any:
+    """A field of a Table."""
+    return field(default=default, metadata={"parse": parse})
+
+
+def table(default: Any, kind: type[Table], *, off: Mapping[str, Any] | None = None) -> Any:
+    """A field of a Table that is a Table itself; in a file `"off"` stands for the settings `off`, if there are any."""
+    return field(default=default, metadata={"table": kind, "off": off})
+
+
+class Table:
+    """A frozen dataclass whose fields know how to parse themselves."""
+
+    def __post_init__(self) -> None:
+        """Settings made in code are held to the same rules. Raises ConfigError."""
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, f.name)
+            if "parse" in f.metadata and value != f.default:
+                f.metadata["parse"](value, f"{type(self).__name__}.{f.name}")
+
+    @classmethod
+    def parse(cls, given: Any, where: str, base: Self | None = None) -> Self:
+        """Settings from a table of a file over `base`, field by field.
+
+        Raises:
+            ConfigError: a name that does not exist, or a value that cannot be used.
+        """
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{where} is {given!r}; it must be a table")
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.metadata}  # type: ignore[arg-type]  # every subclass is a dataclass
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            path = f"{where}.{name}" if where else name
+            if name not in fields:
+                raise ConfigError(f"{path} is not a setting.{suggest(name, fields)}")
+            f = fields[name]
+            inner = getattr(base, name, None) if base is not None else f.default
+            values[name] = parse_field(f, value, path, inner)
+        return dataclasses.replace(base, **values) if base is not None else cls(**values)  # type: ignore[type-var]  # as above
+
+
+def parse_field(f: dataclasses.Field[Any], value: Any, where: str, base: Any = None) -> Any:
+    """The value of one field; of a nested table over `base`."""
+    kind = f.metadata.get("table")
+    if kind is None:
+        return f.metadata["parse"](value, where)
+    if f.metadata["off"] is not None:
+        if value == OFF:
+            value = f.metadata["off"]
+        elif not isinstance(value, Mapping):
+            raise ConfigError(f'{where} is {value!r}; it must be a table, or "off"')
+    return kind.parse(value, where, base)
+
+
+def leaves(kind: type[Table], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dataclasses.Field[Any]]]:
+    """Every setting that is one value, nested ones too: its path and its field."""
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]  # every subclass is a dataclass
+        if "parse" in f.metadata:
+            yield (*prefix, f.name), f
+        elif "table" in f.metadata:
+            yield from leaves(f.metadata["table"], (*prefix, f.name))
+
+
+def replaced(settings: Any, path: tuple[str, ...], value: Any) -> Any:
+    """Settings with another value at a path."""
+    name, *rest = path
+    new = replaced(getattr(settings, name), tuple(rest), value) if rest else value
+    return dataclasses.replace(settings, **{name: new})
+
+
+def check(settings: Table, name: str) -> None:
+    """Raise ConfigError when a field of settings made in code has a value that its parser would refuse."""
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # every subclass is a dataclass
+        if "parse" in f.metadata:
+            f.metadata["parse"](getattr(settings, f.name), f"{name}.{f.name}")
