@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.client.percentile import Latencies
+from framework.percentile import Latencies
 
 WIDTH = 2 ** (1 / 8)
 """An upper edge over the lower one of its bucket."""
