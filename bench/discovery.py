@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.echo import UNARY, Echo
 from bench.harness import Row, paired, single
-from framework import Drain, Instance, Registry, ServerSettings, Service, Settings, UnaryReply
+from framework import ClientSettings, Drain, Instance, Registry, ServerSettings, Service, Settings, UnaryReply
 from framework.client.balancer import BALANCERS
 from framework.client.connect import connect
 from framework.client.pool import Pool
@@ -133,7 +133,7 @@ def _pool(name: BalancerName, count: int, ready: bool, dialled: list[Ready]) -> 
 
     rng = random.Random(1)
     watch = PushedWatch("echo", "bench", set())
-    pool = Pool("echo", watch, dial, BALANCERS[name](rng), where="bench", rng=rng)
+    pool = Pool("echo", watch, dial, ClientSettings(balancer=name), where="bench", rng=rng)
     pool.apply(_instances(count))
     return pool
 

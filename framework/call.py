@@ -155,6 +155,7 @@ class Call(Ending):
         header, trailer: metadata that came back, or that a servicer sends back.
         received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.
         attempt: number of the attempt, from 1.
+        give_up: ends an attempt that waits for its one reply, without waiting; set by the wire, None before.
         wire: what the serving wire keeps with the call; None on clients.
     """
 
@@ -162,6 +163,7 @@ class Call(Ending):
         "__weakref__",
         "attempt",
         "deadline",
+        "give_up",
         "header",
         "idle",
         "inherited",
@@ -203,6 +205,7 @@ class Call(Ending):
         self.trailer: Metadata = ()
         self.received: Callable[[], Awaitable[tuple[Metadata, Metadata]]] | None = None
         self.attempt = 1
+        self.give_up: Callable[[], Any] | None = None
         self.wire = wire
 
     def get(self, key: str) -> str | bytes | None:

@@ -66,6 +66,8 @@ class RpcError(Exception):
         remote: True when the peer sent this status, False when it was made in this process.
         sent: False only when the request provably never left this process.
         attempts: how many endpoints or attempts were used before giving up.
+        endpoints: addresses of the instances that the call was sent to, in order.
+        note: why it was not tried again, and what else a person wants to know; empty when there is nothing to tell.
         method: `package.Service/Method` of the failed call; empty on an error that a handler made itself.
         request_id: the id of the failed request, for finding it in the logs of the servers; empty when none was given.
     """
@@ -81,6 +83,8 @@ class RpcError(Exception):
         remote: bool = False,
         sent: bool = True,
         attempts: int = 0,
+        endpoints: tuple[str, ...] = (),
+        note: str = "",
         method: str = "",
         request_id: str = "",
     ) -> None:
@@ -91,12 +95,16 @@ class RpcError(Exception):
         self.remote = remote
         self.sent = sent
         self.attempts = attempts
+        self.endpoints = endpoints
+        self.note = note
         self.method = method
         self.request_id = request_id
 
     def __str__(self) -> str:
         where = f" [{self.method}]" if self.method else ""
-        return f"{self.code.name}: {self.message}{where}"
+        tried = f"{self.attempts} attempts: {', '.join(self.endpoints)}" if len(self.endpoints) > 1 else ""
+        told = "; ".join(filter(None, (tried, self.note)))
+        return f"{self.code.name}: {self.message}{where}{f' ({told})' if told else ''}"
 
     def __repr__(self) -> str:
         origin = "remote" if self.remote else "local"

@@ -2,7 +2,7 @@
 
     | state     | event                                                      | next state                              |
     |-----------|------------------------------------------------------------|-----------------------------------------|
-    | CLOSED    | `consecutive` failures in a row                            | OPEN                                    |
+    | CLOSED    | `consecutive` failures, or calls without an answer, in a row | OPEN                                  |
     | CLOSED    | `failure_rate` of at least `minimum` calls failed          | OPEN                                    |
     | CLOSED    | `slow_rate` of at least `minimum` calls took `slow`        | OPEN                                    |
     | OPEN      | its wait is over, and a call begins: a probe               | HALF_OPEN                               |
@@ -14,6 +14,9 @@
 
 OPEN lasts half + U(0, half) with half = open * 2^n and never more than `open_max`; n counts the openings since the
 endpoint was last well. Time passes without a timer: whoever asks next sees what has become due.
+
+A server that has stopped answering fails no call: its callers give up. So a call that was given up here, by a deadline
+or because another endpoint was faster, when it had taken longer than nearly every call does, is one more in the row.
 
 Sources: Finagle's `FailureAccrualFactory` and `Backoff.equalJittered`, resilience4j's `CircuitBreaker` (rates, permits,
 the longest time half open), Linkerd's unified breaker; counted per endpoint, never per service.
@@ -46,35 +49,42 @@ class Treatment(enum.Enum):
     FAILURE = "failure"
     RATE_ONLY = "rate only"
     IGNORED = "ignored"
+    UNANSWERED = "unanswered"
 
 
 _TREATMENTS = [Treatment.SUCCESS] * len(Code)
 for _code in FAILURES:
     _TREATMENTS[_code] = Treatment.FAILURE
 _TREATMENTS[Code.RESOURCE_EXHAUSTED] = Treatment.RATE_ONLY
-_TREATMENTS[Code.CANCELLED] = Treatment.IGNORED
 
 
-def treatment(outcome: Outcome, *, own_timeout: bool = False, locally_made: bool = False) -> Treatment:
+def treatment(
+    outcome: Outcome, *, own_timeout: bool = False, locally_made: bool = False, overdue: bool = False
+) -> Treatment:
     """What an outcome says about the endpoint that was called.
 
         FAILURE     UNAVAILABLE, INTERNAL, UNKNOWN, DATA_LOSS; DEADLINE_EXCEEDED when our own timer fired
         RATE_ONLY   RESOURCE_EXHAUSTED: part of the failure rate, but never of a row of failures
         IGNORED     CANCELLED and losers of a hedge; what this process made itself; a deadline not the attempt's own
+        UNANSWERED  given up here, by whomever, long after nearly every call has its answer: part of a row of failures
         SUCCESS     everything else: the endpoint answered
 
     Args:
         outcome: how the attempt ended.
         own_timeout: the timer of this attempt ended it.
         locally_made: this process made the failure (no endpoint, breaker open, shed, bulkhead), not the endpoint.
+        overdue: the attempt had taken longer than nearly every one that is answered.
     """
     if locally_made:
         return Treatment.IGNORED
-    if outcome.code is Code.DEADLINE_EXCEEDED:
-        if own_timeout:
-            return Treatment.FAILURE
-        return Treatment.SUCCESS if outcome.remote else Treatment.IGNORED
-    return _TREATMENTS[outcome.code]
+    code = outcome.code
+    if code is Code.DEADLINE_EXCEEDED and own_timeout:
+        return Treatment.FAILURE
+    if code is Code.DEADLINE_EXCEEDED and outcome.remote:
+        return Treatment.SUCCESS
+    if code is Code.DEADLINE_EXCEEDED or code is Code.CANCELLED:
+        return Treatment.UNANSWERED if overdue and not outcome.remote else Treatment.IGNORED
+    return _TREATMENTS[code]
 
 
 class State(enum.Enum):
@@ -87,13 +97,15 @@ class State(enum.Enum):
 
 # A member of an enum costs more to look up than a global, and every call does.
 _CLOSED, _OPEN, _HALF_OPEN = State
-_SUCCESS, _FAILURE, _, _IGNORED = Treatment
+_SUCCESS, _FAILURE, _, _IGNORED, _UNANSWERED = Treatment
 
 
 class Breaker:
     """The breaker of one endpoint. Whoever picks asks `available`; every call made is begun and ended.
 
     Attributes:
+        closed: all is well; a plain attribute, since every call looks at it.
+        generation: another number in every state that it enters; the permit of a call that counts in this one.
         reason: why it opened last, for people.
     """
 
@@ -104,7 +116,6 @@ class Breaker:
         "_calls_before",
         "_failures",
         "_failures_before",
-        "_generation",
         "_give_up",
         "_half",
         "_marks",
@@ -118,33 +129,46 @@ class Breaker:
         "_state",
         "_until",
         "_wanted",
+        "closed",
+        "generation",
         "reason",
     )
 
     def __init__(self, settings: BreakerSettings, rng: random.Random) -> None:
-        self._settings = settings
         self._random = rng.random
-        self._slow = math.inf if settings.slow is None else settings.slow
-        self._buckets_per_second = BUCKETS / settings.window
         self._half = settings.open
-        self._generation = UNCOUNTED
+        self.generation = UNCOUNTED
         self._row = 0  # CLOSED: failures since the last success
         self._calls = self._failures = self._slows = 0  # CLOSED: since it is
         self._calls_before = self._failures_before = self._slows_before = 0  # of them, before the window
         self._marks = _NO_MARKS  # of them, before each bucket of the window
+        self.configure(settings)
         self.reason = ""
-        self._bucket = 0
         self._until = 0.0  # OPEN: the wait ends
         self._give_up = math.inf  # HALF_OPEN: probes that are out have failed
         self._permits = 0  # HALF_OPEN: probes that may begin
         self._wanted = 0  # HALF_OPEN: probes that must still succeed, begun or not
         self._enter(_CLOSED)
 
+    def configure(self, settings: BreakerSettings) -> None:
+        """Go by other settings from now on: in the same state, with the counts of the window begun anew."""
+        self._settings = settings
+        self._slow = math.inf if settings.slow is None else settings.slow
+        self._buckets_per_second = BUCKETS / settings.window
+        self._bucket = 0
+        self._clear()
+
     def state(self, now: float) -> State:
         """The state at `now` seconds."""
         if now >= self._give_up:
             self._open(self._give_up, f"no answer to a probe within {self._settings.probe_wait:g}s")
         return self._state
+
+    def due(self) -> float:
+        """The moment at which it changes by itself, in seconds; math.inf when only a call can change it."""
+        if self._state is _OPEN:
+            return self._until
+        return self._give_up
 
     def available(self, now: float) -> bool:
         """Whether a call begun at `now` seconds would be let through."""
@@ -158,7 +182,7 @@ class Breaker:
     def begin(self, now: float) -> int:
         """A call begins at `now` seconds; the permit it must be ended with. UNCOUNTED when it is not `available`."""
         if self._state is _CLOSED:
-            return self._generation
+            return self.generation
         if not self.available(now):
             return UNCOUNTED
         if self._state is _OPEN:
@@ -166,14 +190,17 @@ class Breaker:
         if self._permits == self._wanted:
             self._give_up = now + self._settings.probe_wait
         self._permits -= 1
-        return self._generation
+        return self.generation
 
     def end(self, now: float, permit: int, treatment: Treatment, duration: float) -> None:
         """A call has ended at `now` seconds, `duration` seconds after it began; exactly once for every `begin`."""
         if self._state is not _CLOSED:
             self._probed(now, permit, treatment, duration)
             return
-        if permit != self._generation or treatment is _IGNORED:
+        if permit != self.generation or treatment is _IGNORED:
+            return
+        if treatment is _UNANSWERED:
+            self._in_a_row(now, "calls in a row failed or had no answer")
             return
         bucket = int(now * self._buckets_per_second)
         if bucket > self._bucket:
@@ -185,14 +212,18 @@ class Breaker:
             self._row = 0
         else:
             self._failures += 1
-            if treatment is _FAILURE:
-                self._row += 1
-                if self._row == self._settings.consecutive:
-                    self._open(now, f"{self._row} failures in a row")
-                    return
+            if treatment is _FAILURE and self._in_a_row(now, "failures in a row"):
+                return
         calls = self._calls - self._calls_before
         if calls >= self._settings.minimum:
             self._judge(now, calls, self._failures - self._failures_before, self._slows - self._slows_before)
+
+    def _in_a_row(self, now: float, what: str) -> bool:
+        self._row += 1
+        if self._row != self._settings.consecutive:
+            return False
+        self._open(now, f"{self._row} {what}")
+        return True
 
     def _judge(self, now: float, calls: int, failures: int, slows: int) -> None:
         settings = self._settings
@@ -202,7 +233,7 @@ class Breaker:
             self._open(now, f"{slows} of {calls} calls within {settings.window:g}s took {self._slow:g}s or more")
 
     def _probed(self, now: float, permit: int, treatment: Treatment, duration: float) -> None:
-        if self.state(now) is not _HALF_OPEN or permit != self._generation:
+        if self.state(now) is not _HALF_OPEN or permit != self.generation:
             return
         if treatment is _IGNORED:
             self._permits += 1
@@ -230,9 +261,13 @@ class Breaker:
 
     def _enter(self, state: State) -> None:
         self._state = state
-        self._generation += 1
+        self.closed = state is _CLOSED
+        self.generation += 1
         self._give_up = math.inf
         self._permits = self._wanted = self._settings.probes
+        self._clear()
+
+    def _clear(self) -> None:
         self._row = self._calls = self._failures = self._slows = 0
         self._calls_before = self._failures_before = self._slows_before = 0
         self._marks = _NO_MARKS.copy()

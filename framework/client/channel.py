@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from framework.call import Call, Handler, Interceptor, Method, Outcome, Reply, stack
-from framework.client.balancer import FAILURES, Endpoint
+from framework.call import Call, Handler, Interceptor, Method, Reply, stack
+from framework.client.attempts import Attempts
+from framework.client.budget import RetryBudget
+from framework.client.fallback import Fallback, fallback
+from framework.client.hedging import hedged
 from framework.client.pool import Pool
-from framework.errors import Code, RpcError
 from framework.interceptors.deadline import deadline
 from framework.interceptors.request_id import request_id
-from framework.policy import ClientSettings
+from framework.percentile import Latencies
+from framework.policy import ClientSettings, policy_of
+
+
+class Bound:
+    """The handler of a method that stays the same while settings change below it."""
+
+    __slots__ = ("__weakref__", "handler")
+
+    handler: Handler
+
+    def __call__(self, call: Call) -> Awaitable[Reply]:
+        return self.handler(call)
 
 
 class ServiceChannel:
     """Calls to one service, balanced over its instances.
 
+    From outer to inner: the user's interceptors, fallback, deadline, request id, then `attempts`: bulkhead, retries or
+    hedges, and for each attempt a pick, the endpoint's breaker and the wire.
+
     Args:
         pool: the endpoints.
-        settings: timeouts and the like.
-        interceptors: the user's, outermost first; inside them come deadline, request id and balancing.
+        settings: how calls are made.
+        interceptors: the user's, outermost first.
+        fallbacks: by name of the method, what answers instead when a call has failed for good.
         release: what to close after the pool, such as a registry that was opened for this channel.
+        rng: for jitter; given by tests.
     """
 
     def __init__(
@@ -32,21 +51,62 @@ class ServiceChannel:
         settings: ClientSettings,
         interceptors: Iterable[Interceptor] = (),
         release: Callable[[], Awaitable[None]] | None = None,
+        *,
+        fallbacks: Mapping[str, Fallback] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self.pool = pool
-        self._settings = settings
-        self._interceptors = (*interceptors, deadline(settings), request_id)
+        self.settings = settings
+        self._interceptors = tuple(interceptors)
+        self._fallbacks = dict(fallbacks or {})
         self._release = release
-        self._bound: dict[Method[Any, Any], Handler] = {}
+        self._rng = rng or random.Random()
+        self._budget = RetryBudget(settings.retry_budget)
+        self._bound: dict[Method[Any, Any], Bound] = {}
+        self._latencies: dict[Method[Any, Any], Latencies] = {}
 
     def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method, interceptors and all; the same one every time."""
-        handler = self._bound.get(method)
-        if handler is None:
-            handler = self._bound[method] = stack(
-                self._interceptors, method, _balanced(self.pool, method, self._settings.timeout)
-            )
-        return handler
+        bound = self._bound.get(method)
+        if bound is None:
+            bound = Bound()
+            bound.handler = self._stack(method)
+            self._bound[method] = bound
+        return bound
+
+    def _stack(self, method: Method[Any, Any]) -> Handler:
+        policy = policy_of(method, self.settings)
+        latencies = self._latencies.setdefault(method, Latencies())
+        attempts = Attempts(self.pool, method, policy, self._budget, latencies, self._rng)
+        if method.server_streaming:
+            handler: Handler = attempts.stream
+        elif policy.hedge is not None:
+            handler = hedged(attempts, policy.hedge)
+        else:
+            handler = attempts.unary
+        own = [deadline(policy.timeout, policy.idle), request_id]
+        if method.name in self._fallbacks:
+            own.insert(0, fallback(self._fallbacks[method.name]))
+        return stack((*self._interceptors, *own), method, handler)
+
+    def apply(self, settings: ClientSettings) -> None:
+        """Go by other settings from the next call on; connections and what is known of endpoints stay.
+
+        Raises:
+            ConfigError: the settings do not fit a method that is in use; nothing has changed.
+        """
+        before, self.settings = self.settings, settings
+        try:
+            handlers = {method: self._stack(method) for method in self._bound}
+        except Exception:
+            self.settings = before
+            raise
+        if settings.retry_budget != before.retry_budget:
+            self._budget = RetryBudget(settings.retry_budget)
+            handlers = {method: self._stack(method) for method in self._bound}
+        self.pool.configure(settings)
+        for method, handler in handlers.items():
+            self._bound[method].handler = handler
 
     async def close(self, grace: float | None = None) -> None:
         """Close every connection; calls in flight are cancelled. `grace` is grpc.aio's, and not waited for."""
@@ -66,88 +126,3 @@ class ServiceChannel:
 
     def __repr__(self) -> str:
         return f"<Channel over {self.pool!r}>"
-
-
-MOST_REFUSALS = 16
-"""Connections that may turn out to be gone before a call gives up; more than a few means that nobody stays."""
-
-
-def _balanced(pool: Pool, method: Method[Any, Any], patience: float) -> Handler:
-    """Pick an endpoint and call it; a call that provably was not sent goes to another one.
-
-    Args:
-        patience: seconds that a failure counts as, for calls without a deadline.
-    """
-
-    async def unary(call: Call) -> Reply:
-        loop = asyncio.get_running_loop()
-        refused: tuple[Endpoint, ...] = ()
-        while True:
-            endpoint = pool.pick(loop.time(), refused) or await pool.wait(call)
-            start = loop.time()
-            endpoint.begin(start)
-            try:
-                reply = await endpoint.bind(method)(call)
-            except RpcError as error:
-                if error.sent:
-                    _failed(endpoint, call, error.code, error.remote, start, loop.time(), patience)
-                    raise
-                pool.refused(endpoint)
-                if call.attempt == MOST_REFUSALS:
-                    raise
-                call.attempt += 1
-                refused = (*refused, endpoint)
-            else:
-                now = loop.time()
-                endpoint.observe(now, now - start)
-                return reply
-            finally:
-                pool.done(endpoint)
-
-    async def stream(call: Call) -> Reply:
-        loop = asyncio.get_running_loop()
-        refused: tuple[Endpoint, ...] = ()
-        while True:
-            endpoint = pool.pick(loop.time(), refused) or await pool.wait(call)
-            start = loop.time()
-            endpoint.begin(start)
-            try:
-                replies = await endpoint.bind(method)(call)
-            except BaseException as error:
-                pool.done(endpoint)
-                if not isinstance(error, RpcError):
-                    raise
-                if error.sent:
-                    _failed(endpoint, call, error.code, error.remote, start, loop.time(), patience)
-                    raise
-                pool.refused(endpoint)
-                if call.attempt == MOST_REFUSALS:
-                    raise
-                call.attempt += 1
-                refused = (*refused, endpoint)
-            else:
-                now = loop.time()
-                endpoint.observe(now, now - start)
-                replies.on_end(_releasing(pool, endpoint, call, patience))
-                return replies
-
-    return stream if method.server_streaming else unary
-
-
-def _releasing(pool: Pool, endpoint: Endpoint, call: Call, patience: float) -> Callable[[Outcome], None]:
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-
-    def ended(outcome: Outcome) -> None:
-        if outcome.code in FAILURES:  # it died half way
-            _failed(endpoint, call, outcome.code, outcome.remote, start, loop.time(), patience)
-        pool.done(endpoint)
-
-    return ended
-
-
-def _failed(
-    endpoint: Endpoint, call: Call, code: Code, remote: bool, start: float, now: float, patience: float
-) -> None:
-    waited = patience if call.deadline is None else call.deadline - start
-    endpoint.observe_failure(now, now - start, code, remote, waited)

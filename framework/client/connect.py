@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from framework.call import Interceptor
-from framework.client.balancer import BALANCERS
 from framework.client.dropin import Channel
+from framework.client.fallback import Fallback
 from framework.client.pool import Pool
 from framework.client.wire import GrpcTransport
 from framework.config import Settings, active
@@ -29,6 +29,7 @@ def connect(
     settings: Settings | None = None,
     interceptors: Iterable[Interceptor] = (),
     grpc_interceptors: Iterable[Any] = (),
+    fallbacks: Mapping[str, Fallback] | None = None,
     registry: Registry | None = None,
 ) -> Channel:
     """A channel to a service. Use it with `async with`; connections are made when calls need them.
@@ -39,13 +40,15 @@ def connect(
         settings: default: those of the service that runs here, or `Settings.load()`.
         interceptors: the user's own, outermost first.
         grpc_interceptors: a user's own grpc.aio client interceptors, handed to grpc.
+        fallbacks: by name of the method, an async function of request and error that replies when a call has failed
+            for good.
         registry: an open registry to find `target` in; it stays open when the channel closes.
 
     Raises:
         ConfigError: a target or a setting that cannot be used.
     """
     if registry is None and settings is None and (test := network.get()) is not None and NAME.fullmatch(target):
-        return test(target, interceptors=interceptors)
+        return test(target, interceptors=interceptors, fallbacks=fallbacks)
     settings = settings or active.get() or Settings.load()
     release = None
     if registry is None:
@@ -66,5 +69,5 @@ def connect(
             interceptors=user,
         )
 
-    pool = Pool(service, registry.watch(service), dial, BALANCERS[own.balancer](rng), where=str(registry), rng=rng)
-    return Channel(pool, own, interceptors, release)
+    pool = Pool(service, registry.watch(service), dial, own, where=str(registry), rng=rng)
+    return Channel(pool, own, interceptors, release, fallbacks=fallbacks, rng=rng)

@@ -1,7 +1,16 @@
-"""The endpoints of one service: what the registry reports, which of them are ready, and the next one for a call.
+"""The endpoints of one service: what the registry reports, which of them may be picked, and the next one for a call.
 
-An endpoint connects when a balancer first looks at it. While any is ready, calls go only to ready ones; while none is,
-a call wakes a few and waits for the first, within its deadline.
+    | an endpoint is | when                                                             | and is picked         |
+    |----------------|------------------------------------------------------------------|-----------------------|
+    | not connected  | nobody has looked at it yet, or its connection is gone           | never                 |
+    | ready          | it is connected, and nothing speaks against it                   | as the balancer says  |
+    | suspect        | it is connected, but its breaker is open, or it is an outlier    | only in a panic       |
+
+A panic is when fewer than half of the connected ones are not suspect: then all of them are used, since what is left
+would break down under the whole load. So a client never turns all of its servers off by itself.
+
+An endpoint connects when a balancer first looks at it. While none is ready, a call wakes a few and waits for the first,
+within its deadline. Nothing here has a timer: what has become due is seen by the next pick.
 """
 
 from __future__ import annotations
@@ -12,12 +21,17 @@ import contextvars
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from framework.call import Call
-from framework.client.balancer import Balancer, Endpoint, Transport
+from framework.client.balancer import BALANCERS
+from framework.client.breaker import Breaker, State
+from framework.client.endpoint import Endpoint, Transport
+from framework.client.outlier import panicking, sweep
+from framework.client.subset import Subset
 from framework.discovery import Instance, Snapshot, Watch
 from framework.errors import DeadlineExceeded, RpcError, Unavailable
+from framework.policy import ClientSettings
 
 log = logging.getLogger("framework.client")
 
@@ -26,6 +40,9 @@ HEDGED_CONNECTS = 3
 
 IMPATIENCE = 0.25
 """Seconds after which it wakes more."""
+
+SECOND_LOOKS = 3
+"""Picks that may give an endpoint that was tried before the others are listed."""
 
 MANY = 32
 """Endpoints up to which it looks at all for that; of more it looks at as many, taken at random."""
@@ -61,9 +78,9 @@ class Pool:
         service: its name, for messages.
         watch: its instances, as a registry reports them.
         dial: makes the transport to an instance; it does not connect yet.
-        balancer: picks among endpoints.
+        settings: balancer, subset, breaker and outlier ejection.
         where: the registry, for messages.
-        rng: what picks the endpoints that are woken when none is ready.
+        rng: the randomness of all that.
     """
 
     def __init__(
@@ -71,7 +88,7 @@ class Pool:
         service: str,
         watch: Watch,
         dial: Callable[[Instance], Transport],
-        balancer: Balancer,
+        settings: ClientSettings,
         *,
         where: str,
         rng: random.Random,
@@ -80,13 +97,19 @@ class Pool:
         self.where = where
         self._watch = watch
         self._dial = dial
-        self._balancer = balancer
+        self._settings = settings
         self._rng = rng
+        self._balancer = BALANCERS[settings.balancer](rng)
+        self._subset = Subset(settings.subset, rng)
+        self._snapshot: Snapshot = {}
         self._by_id: dict[str, Endpoint] = {}
         self._open: set[Endpoint] = set()  # the retired ones that still have calls among them
         self._all = Bag()
         self._ready = Bag()
         self._failed = Bag()
+        self._suspects: set[Endpoint] = set()
+        self._panic = False
+        self._sweep_at = self._due = -math.inf
         self._waking: set[Endpoint] = set()
         self._woken = 0.0
         self._known = False
@@ -104,6 +127,19 @@ class Pool:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Every endpoint known now."""
         return tuple(self._all.items)
+
+    def configure(self, settings: ClientSettings) -> None:
+        """Go by other settings from now on; connections, and what is known of every endpoint, stay."""
+        before, self._settings = self._settings, settings
+        if settings.balancer != before.balancer:
+            self._balancer = BALANCERS[settings.balancer](self._rng)
+        if settings.breaker != before.breaker:
+            for endpoint in self._open:
+                endpoint.breaker.configure(settings.breaker)
+        if settings.subset != before.subset:
+            self._subset.size = settings.subset
+            if self._known:
+                self.apply(self._snapshot)
 
     def start(self) -> None:
         """Begin to follow the registry; harmless when done already."""
@@ -123,6 +159,8 @@ class Pool:
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take over a complete set of instances; connections to those that stay are not touched."""
+        self._snapshot = snapshot
+        snapshot = self._subset.of(snapshot)
         for gone in self._by_id.keys() - snapshot.keys():
             self._retire(self._by_id.pop(gone))
         for name, instance in snapshot.items():
@@ -136,33 +174,107 @@ class Pool:
                 self._retire(endpoint)
             self._add(instance)
         self._known = True
+        self._balancer.changed()
         self._notify()
 
     def _add(self, instance: Instance) -> None:
         transport = self._dial(instance)
-        endpoint = Endpoint(instance, transport)
+        endpoint = Endpoint(instance, transport, Breaker(self._settings.breaker, self._rng))
         self._by_id[instance.id] = endpoint
         self._open.add(endpoint)
         self._all.add(endpoint)
 
         def changed() -> None:
-            endpoint.available = transport.ready
-            if endpoint.available and not endpoint.retired:
-                self._ready.add(endpoint)
-            else:
-                self._ready.discard(endpoint)
+            self._place(endpoint)
             if transport.failed and not endpoint.retired:
                 self._failed.add(endpoint)
             else:
                 self._failed.discard(endpoint)
+            if self._suspects:
+                self._settle()
             self._notify()
 
         transport.changed = changed
         changed()
 
+    def _place(self, endpoint: Endpoint) -> None:
+        """Among those that may be picked, or not."""
+        endpoint.available = endpoint.transport.ready and (self._panic or endpoint not in self._suspects)
+        if endpoint.available and not endpoint.retired:
+            self._ready.add(endpoint)
+        else:
+            self._ready.discard(endpoint)
+        self._balancer.changed()
+
+    def judge(self, endpoint: Endpoint, now: float) -> None:
+        """Its breaker has changed: see whether it may be picked at `now` seconds."""
+        if endpoint.retired:
+            return
+        healthy = endpoint.healthy(now)
+        if healthy == (endpoint in self._suspects):
+            if healthy:
+                self._suspects.discard(endpoint)
+            else:
+                self._suspects.add(endpoint)
+            self._tell(endpoint, healthy, now)
+            self._place(endpoint)
+            self._settle()
+            self._notify()
+        self._plan()
+
+    def _tell(self, endpoint: Endpoint, healthy: bool, now: float) -> None:
+        where, state = endpoint.instance.address, endpoint.breaker.state(now)
+        if endpoint.host.ejected:
+            log.warning("%s of %s is out of use: it fails more often than the others", where, self.service)
+        elif not healthy and state is State.OPEN:
+            log.warning("%s of %s is out of use: %s", where, self.service, endpoint.breaker.reason)
+        elif healthy and state is State.CLOSED:
+            log.info("%s of %s is in use again", where, self.service)
+
+    def _settle(self) -> None:
+        """Use the suspects as well while they are more than the others, and not otherwise."""
+        connected = sum(endpoint.transport.ready for endpoint in self._suspects)
+        healthy = len(self._ready.items) - (connected if self._panic else 0)
+        panic = panicking(healthy, healthy + connected)
+        if panic != self._panic:
+            self._panic = panic
+            if panic:
+                log.warning(
+                    "%d of %d endpoints of %s are suspect: all are used", connected, healthy + connected, self.service
+                )
+            for endpoint in self._suspects:
+                self._place(endpoint)
+
+    def _plan(self) -> None:
+        """When something becomes due next."""
+        self._due = min((endpoint.breaker.due() for endpoint in self._suspects), default=math.inf)
+        self._due = min(self._due, self._sweep_at)
+
+    def _review(self, now: float) -> None:
+        """Do what has become due."""
+        if now >= self._sweep_at:
+            self._sweep_at = now + self._settings.outlier.interval
+            by_host = {endpoint.host: endpoint for endpoint in self._all.items}
+            for host in sweep(list(by_host), now, self._settings.outlier):
+                self.judge(by_host[host], now)
+        for endpoint in tuple(self._suspects):
+            self.judge(endpoint, now)
+        self._plan()
+
+    def suspects(self, now: float) -> str:
+        """Which endpoints are out of use and why, for a message; empty when none is."""
+        told = [
+            f"{one.instance.address} ({'an outlier' if one.host.ejected else one.breaker.reason})"
+            for one in sorted(self._suspects, key=lambda one: one.instance.address)
+            if not one.healthy(now)
+        ]
+        return ", ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
+
     def _retire(self, endpoint: Endpoint) -> None:
         endpoint.retired = True
+        self._suspects.discard(endpoint)
         self._forget(endpoint)
+        self._settle()
         if endpoint.pending == 0:
             self._close_soon(endpoint)
 
@@ -180,6 +292,7 @@ class Pool:
         """It did not take a call although it seemed ready: it is out until its transport tells a change."""
         endpoint.available = False
         self._ready.discard(endpoint)
+        self._balancer.changed()
         if endpoint.transport.ready:
             self._failed.add(endpoint)
 
@@ -193,17 +306,31 @@ class Pool:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def pick(self, now: float, refused: tuple[Endpoint, ...] = ()) -> Endpoint | None:
+    def pick(self, now: float, tried: Sequence[Endpoint] = ()) -> Endpoint | None:
         """A ready endpoint, or None while there is none; idle ones that it comes by start to connect.
 
         Args:
             now: the loop's clock in seconds.
-            refused: endpoints that did not take this call; others are picked while there are any.
+            tried: endpoints that had this call before; others are picked while there are any.
         """
-        if refused:
-            others = [endpoint for endpoint in self._ready.items if endpoint not in refused]
-            return self._balancer.pick(others, others, now) if others else None
-        return self._balancer.pick(self._all.items, self._ready.items, now) if self._all.items else None
+        if now >= self._due:
+            self._review(now)
+        if not self._all.items:
+            return None
+        found = self._balancer.pick(self._all.items, self._ready.items, now)
+        if tried and found in tried:
+            for _ in range(SECOND_LOOKS):
+                found = self._balancer.pick(self._all.items, self._ready.items, now)
+                if found not in tried:
+                    return found
+            others = [endpoint for endpoint in self._ready.items if endpoint not in tried]
+            if others:
+                return self._rng.choice(others)
+        return found
+
+    def has_others(self, tried: Sequence[Endpoint]) -> bool:
+        """Whether an endpoint may be picked that is not one of these."""
+        return any(endpoint not in tried for endpoint in self._ready.items[: len(tried) + 1])
 
     async def wait(self, call: Call) -> Endpoint:
         """A ready endpoint, as soon as there is one.

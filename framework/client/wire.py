@@ -170,6 +170,7 @@ def _unary(
             feed = Feed(rpc, call.request, encode)
         else:
             rpc = start(encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata))
+            call.give_up = rpc.cancel
         try:
             raw = await rpc
         except BaseException as error:

@@ -11,34 +11,23 @@ import math
 
 from framework.call import Call, Handler, Interceptor, Method, Reply, current
 from framework.errors import DeadlineExceeded
-from framework.policy import ClientSettings
 
 MARGIN = 0.005
 MARGIN_SHARE = 0.05
 
 
-def deadline(settings: ClientSettings) -> Interceptor:
+def deadline(timeout: float | None, idle: float | None) -> Interceptor:
     """Give every call its deadline, and every stream its idle timeout.
 
-    Order of say: the call's own `timeout`, the settings of the method, the proto's `timeout` option, the settings of
-    the service. Streams of replies have no default deadline. A deadline inherited from the call being served always
-    holds beside it.
+    Args:
+        timeout: seconds of a call that names none; None is no deadline but the inherited one.
+        idle: seconds a stream of replies may be silent; None is for ever.
+
+    The deadline of the call being served always holds beside the call's own.
     """
+    default = timeout
 
     def interceptor(method: Method[object, object], next: Handler) -> Handler:
-        own = settings.methods.get(method.name)
-        default: float | None = None
-        idle: float | None = None
-        if own is not None and own.timeout is not None:
-            default = own.timeout
-        elif method.timeout is not None:
-            default = method.timeout
-        elif not method.server_streaming:
-            default = settings.timeout
-        if method.server_streaming:
-            idle = own.idle if own is not None and own.idle is not None else settings.idle
-            idle = None if idle == math.inf else idle
-
         def handler(call: Call) -> Reply:
             now = asyncio.get_running_loop().time()
             call.idle = idle

@@ -125,6 +125,7 @@ class MemoryTransport:
                 self._hosted.pipeline.answer(bound, serving, raw),
                 feed,
             )
+            call.give_up = exchange.give_up
             try:
                 reply = await exchange.finished()
             finally:
@@ -256,6 +257,10 @@ class Exchange:
         if self._pipe is not None:
             self._pipe.break_off()
         self._interrupt()
+
+    def give_up(self) -> None:
+        """End the call: nobody wants its reply any more."""
+        self.fail(Cancelled("the call was cancelled in this process", method=self.method))
 
     async def finished(self) -> bytes:
         """The reply. Raises what the call failed with."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from framework.call import Interceptor
-from framework.client.balancer import BALANCERS
 from framework.client.connect import network as in_network
 from framework.client.dropin import Channel
+from framework.client.fallback import Fallback
 from framework.client.pool import Pool
 from framework.config import Settings
 from framework.discovery import Instance, Snapshot
@@ -125,6 +125,7 @@ class Network:
         service: str,
         *,
         interceptors: Iterable[Interceptor] = (),
+        fallbacks: Mapping[str, Fallback] | None = None,
         settings: ClientSettings | Settings | None = None,
     ) -> Channel:
         """A channel to a service of this network, closed with it."""
@@ -132,8 +133,8 @@ class Network:
         rng = random.Random(self._seed)
         watch = PushedWatch(service, "the network in memory", self._watches)
         watch.show(self._snapshot(service))
-        pool = Pool(service, watch, self._dial, BALANCERS[own.balancer](rng), where=watch.registry, rng=rng)
-        channel = Channel(pool, own, interceptors)
+        pool = Pool(service, watch, self._dial, own, where=watch.registry, rng=rng)
+        channel = Channel(pool, own, interceptors, fallbacks=fallbacks, rng=rng)
         self._channels.append(channel)
         return channel
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from framework import Call, Handler, Instance, Method, RpcError, Unavailable
-from framework.client.balancer import Balancer, Endpoint
+from framework.client.balancer import Balancer
+from framework.client.endpoint import Endpoint
 
 
 async def _echo(call: Call) -> Any:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from framework import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted, RpcError, Unavailable
-from framework.client.balancer import BALANCERS, Balancer, Endpoint, PeakEwma, RoundRobin
+from framework.client.balancer import BALANCERS, Balancer, PeakEwma, RoundRobin
+from framework.client.endpoint import Endpoint
 from tests.client.simulation import FakeTransport, endpoint, endpoints, fails, never, pick, simulate, takes
 
 

@@ -82,7 +82,9 @@ class Site:
         self.transports: dict[str, FakeTransport] = {}
         self._on_connect = on_connect or (lambda transport: transport.become(ready=True))
         rng = random.Random(1)
-        pool = Pool("catalog", self.watch, self._dial, BALANCERS[balancer](rng), where="registry://here", rng=rng)
+        pool = Pool(
+            "catalog", self.watch, self._dial, ClientSettings(balancer=balancer), where="registry://here", rng=rng
+        )
         self.pool = pool
         self.channel = ServiceChannel(pool, ClientSettings())
 

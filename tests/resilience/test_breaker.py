@@ -13,7 +13,7 @@ from framework.client.breaker import UNCOUNTED, Breaker, State, Treatment, treat
 from framework.errors import Code, ConfigError, Unavailable
 from framework.policy import BreakerSettings
 
-SUCCESS, FAILURE, RATE_ONLY, IGNORED = Treatment
+SUCCESS, FAILURE, RATE_ONLY, IGNORED, UNANSWERED = Treatment
 F, S, R = FAILURE, SUCCESS, RATE_ONLY
 
 
@@ -360,5 +360,5 @@ def test_permits_are_never_negative_and_available_never_lies(
             breaker.end(now, out.pop(event[0] % len(out)), event[1], 0.1)
         assert 0 <= breaker._permits <= breaker._wanted <= probes
         if breaker.state(now) is State.HALF_OPEN:
-            assert breaker._wanted - breaker._permits == out.count(breaker._generation)
+            assert breaker._wanted - breaker._permits == out.count(breaker.generation)
     assert breaker.available(now + settings.probe_wait + settings.open_max)

@@ -1,0 +1,308 @@
+"""From a call to its attempts: pick an endpoint, call it, and see what is to be done when that fails.
+
+    | the attempt                                    | the call                                                    |
+    |------------------------------------------------|-------------------------------------------------------------|
+    | provably did not leave                         | goes to another endpoint, at once and at no cost            |
+    | failed, and the server says when to come back  | is made again after exactly that time, idempotent or not    |
+    | failed, and the server says not to come back   | fails                                                       |
+    | failed with a code to retry, and is idempotent | is made again after a backoff                               |
+    | took its `attempt_timeout`, and is idempotent  | the same                                                    |
+    | failed otherwise                               | fails                                                       |
+    | has no answer after the hedging delay          | is made a second time, elsewhere: see `hedging`             |
+
+What is made again costs a place in the retry budget. It is not made when it could not end before the deadline, nor when
+the call being served is itself a retry: one layer of a chain retries. A stream is committed once its response headers
+have arrived. An error tells what was done for it: `attempts`, `endpoints` and `note`.
+
+Source: gRFC A6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from framework.call import Call, Method, Outcome, Reply, current
+from framework.client.backoff import NEVER, Backoff, pushback
+from framework.client.breaker import Treatment, treatment
+from framework.client.budget import RetryBudget
+from framework.client.bulkhead import Bulkhead
+from framework.client.endpoint import Endpoint
+from framework.client.pool import Pool
+from framework.errors import Code, RpcError
+from framework.percentile import Latencies
+from framework.policy import FAILURES, Policy
+
+PREVIOUS = "grpc-previous-rpc-attempts"
+"""Metadata that tells a server how many attempts of this call were sent before."""
+
+MOST_REFUSALS = 16
+"""Connections that may turn out to be gone before a call gives up; more than a few means that nobody stays."""
+
+OVERDUE = 0.98
+"""Share of calls that have been answered by the time from which one that is given up counts as unanswered."""
+
+PATIENCE = 10.0
+"""Seconds that a failure of a call without a deadline counts as."""
+
+LATE = 0.005
+"""Seconds before an attempt's deadline from which on it counts as passed: the server's clock may be first."""
+
+
+class Tries:
+    """What has been done for one call so far.
+
+    Attributes:
+        endpoints: those that had it, in order.
+        sent: attempts that may have reached a server.
+        timed_out: the last attempt ended by its own timeout.
+        backoff: the waits, once there was one.
+    """
+
+    __slots__ = ("backoff", "deadline", "endpoints", "inherited", "metadata", "sent", "timed_out")
+
+    def __init__(self, call: Call) -> None:
+        self.endpoints: list[Endpoint] = []
+        self.sent = 0
+        self.timed_out = False
+        self.backoff: Backoff | None = None
+        self.metadata = call.metadata
+        self.deadline = call.deadline
+        self.inherited = call.inherited
+
+    def another(self, call: Call) -> None:
+        """Make the call ready for its next attempt."""
+        call.attempt += 1
+        call.header = call.trailer = ()
+        call.received = None
+        call.deadline, call.inherited = self.deadline, self.inherited
+        if self.sent:
+            call.metadata = (*self.metadata, (PREVIOUS, str(self.sent)))
+
+
+class Attempts:
+    """Makes the calls of one method.
+
+    Args:
+        pool: the endpoints.
+        method, policy: what to call, and how.
+        budget: of retries and hedges, shared by all methods of a channel.
+        latencies: how long answers of this method take.
+        rng: for jitter.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        method: Method[Any, Any],
+        policy: Policy,
+        budget: RetryBudget,
+        latencies: Latencies,
+        rng: random.Random,
+    ) -> None:
+        self.pool = pool
+        self.method = method
+        self.policy = policy
+        self.budget = budget
+        self.latencies = latencies
+        self.bulkhead = Bulkhead(policy.bulkhead)
+        self._rng = rng
+        self._patience = policy.timeout if policy.timeout is not None else PATIENCE
+
+    async def unary(self, call: Call) -> Reply:
+        """Make a call with one reply."""
+        bulkhead = self.bulkhead
+        if bulkhead.full:
+            await bulkhead.wait(call)
+        bulkhead.in_flight += 1
+        try:
+            return await self.stream(call)
+        finally:
+            bulkhead.leave()
+
+    async def stream(self, call: Call) -> Reply:
+        """Make a call, without a look at how many are out; of a stream of replies, until it begins."""
+        tries = Tries(call)
+        try:
+            return await self.attempt(call, tries)
+        except RpcError as error:
+            failure = error
+        return await self.persist(call, tries, failure)
+
+    async def persist(self, call: Call, tries: Tries, failure: RpcError) -> Reply:
+        """More attempts, one after the other, until one succeeds or there is a reason not to make another.
+
+        Args:
+            failure: what the last attempt failed with.
+        """
+        tried = -1
+        try:
+            while len(tries.endpoints) != max(tried, 0):  # else there was no endpoint to try
+                wait = self._wait(call, tries, failure)
+                if isinstance(wait, str):
+                    raise self.explained(call, tries, failure, wait)
+                if wait:
+                    await asyncio.sleep(wait)
+                tries.another(call)
+                tried = len(tries.endpoints)
+                try:
+                    return await self.attempt(call, tries)
+                except RpcError as error:
+                    failure = error
+            raise self.explained(call, tries, failure, "")
+        finally:
+            call.deadline, call.inherited = tries.deadline, tries.inherited
+            del failure  # it knows this frame, and this frame would know it
+
+    async def attempt(self, call: Call, tries: Tries) -> Reply:
+        """One attempt, on an endpoint that has not had the call yet while there is one."""
+        pool = self.pool
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        endpoint = pool.pick(start, tries.endpoints)
+        if endpoint is None:
+            endpoint = await pool.wait(call)
+            start = loop.time()
+        tries.endpoints.append(endpoint)
+        permit = endpoint.begin(start)
+        if not endpoint.breaker.closed:
+            pool.judge(endpoint, start)
+        timeout = self.policy.attempt_timeout
+        if timeout is not None and (call.deadline is None or start + timeout < call.deadline):
+            call.deadline, call.inherited = start + timeout, False
+        try:
+            reply = await endpoint.bind(self.method)(call)
+        except BaseException as error:
+            pool.done(endpoint)
+            self._failed(call, tries, endpoint, permit, error, start, loop.time())
+            raise
+        now = loop.time()
+        latency = now - start
+        if self.method.server_streaming:
+            endpoint.observe(now, latency)
+            reply.on_end(self._releasing(endpoint, permit, latency, loop))
+            return reply
+        endpoint.answered(now, permit, latency)
+        if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
+            pool.judge(endpoint, now)
+        pool.done(endpoint)
+        self.budget.deposit(now)
+        self.latencies.record(now, latency)
+        return reply
+
+    def _releasing(
+        self, endpoint: Endpoint, permit: int, latency: float, loop: asyncio.AbstractEventLoop
+    ) -> Callable[[Outcome], None]:
+        """What is to be done when a stream ends: it may have died half way."""
+
+        def ended(outcome: Outcome) -> None:
+            now = loop.time()
+            if outcome.code is Code.OK:
+                endpoint.host.successes += 1
+                endpoint.breaker.end(now, permit, Treatment.SUCCESS, latency)
+                self.budget.deposit(now)
+            else:
+                self._count(endpoint, permit, outcome, treatment(outcome), now, latency)
+            if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
+                self.pool.judge(endpoint, now)
+            self.pool.done(endpoint)
+
+        return ended
+
+    def _failed(
+        self,
+        call: Call,
+        tries: Tries,
+        endpoint: Endpoint,
+        permit: int,
+        error: BaseException,
+        start: float,
+        now: float,
+    ) -> None:
+        """An attempt has failed, or was given up: what that says about the endpoint."""
+        seconds = now - start
+        tries.timed_out = False
+        if isinstance(error, RpcError):
+            outcome = Outcome(error.code, error, error.remote, error.sent)
+            if not error.sent:
+                self.pool.refused(endpoint)
+            else:
+                tries.sent += 1
+                if error.code is Code.DEADLINE_EXCEEDED and call.deadline != tries.deadline:
+                    tries.timed_out = call.deadline is not None and now >= call.deadline - LATE
+        elif isinstance(error, asyncio.CancelledError):
+            outcome = Outcome(Code.CANCELLED, error, remote=False)
+        else:
+            outcome = Outcome(Code.UNKNOWN, error, remote=False, sent=False)
+        given_up = not outcome.remote and outcome.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED)
+        usual = self.latencies.quantile(now, OVERDUE) if given_up else None
+        overdue = usual is not None and seconds > usual
+        if overdue:
+            self.latencies.record(now, seconds)  # it would have taken longer: without it the percentiles would sink
+        local = not outcome.sent or (not outcome.remote and outcome.code is Code.RESOURCE_EXHAUSTED)
+        found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
+        self._count(endpoint, permit, outcome, found, now, seconds)
+        if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
+            self.pool.judge(endpoint, now)
+
+    def _count(
+        self, endpoint: Endpoint, permit: int, outcome: Outcome, found: Treatment, now: float, seconds: float
+    ) -> None:
+        if not self.policy.breaker and found is not Treatment.SUCCESS:
+            found = Treatment.IGNORED
+        endpoint.failed(now, permit, seconds, outcome, found, self._patience)
+
+    def _wait(self, call: Call, tries: Tries, failure: RpcError) -> float | str:
+        """Seconds until the next attempt, or why there is none; an empty text when that goes without saying."""
+        if not failure.sent:
+            return 0.0 if call.attempt < MOST_REFUSALS else "every connection turned out to be gone"
+        retry = self.policy.retry
+        said = pushback(failure.metadata)
+        if said == NEVER:
+            return "not retried: the server asked not to"
+        if said is None and not (tries.timed_out or failure.code in retry.codes):
+            return ""
+        if self.method.client_streaming:
+            return "not retried: its requests were sent as a stream"
+        if said is None and not self.policy.idempotent:
+            return "not retried: it may have been executed, and its proto does not say that it is idempotent"
+        if tries.sent >= retry.attempts:
+            return "" if retry.attempts == 1 else f"not retried: {tries.sent} attempts are the most"
+        return self.may_repeat(tries, said)
+
+    def may_repeat(self, tries: Tries, said: float | None = None, *, at_once: bool = False) -> float | str:
+        """Pay for one more attempt: seconds to wait for it, or why there is none.
+
+        Args:
+            said: seconds that the server asked to wait.
+            at_once: without backoff.
+        """
+        serving = current.get()
+        if serving is not None and serving.attempt > 1 and serving.outcome is None:
+            return "not retried: the call being served is a retry itself"
+        if tries.backoff is None:
+            tries.backoff = Backoff(self.policy.retry.backoff, self._rng)
+        wait = 0.0 if at_once else tries.backoff.wait(said)
+        now = asyncio.get_running_loop().time()
+        if tries.deadline is not None:
+            left = tries.deadline - now
+            if left < wait + (self.latencies.quantile(now, 0.5) or 0.0):
+                return f"not retried: {max(left, 0) * 1000:.0f} ms are left, too little for another attempt"
+        if not self.budget.withdraw(now):
+            return "not retried: the retry budget is used up"
+        return wait
+
+    def explained(self, call: Call, tries: Tries, error: RpcError, note: str) -> RpcError:
+        """The error, with what was done for the call."""
+        error.attempts = len(tries.endpoints)
+        error.endpoints = tuple(endpoint.instance.address for endpoint in tries.endpoints)
+        error.sent = tries.sent > 0
+        notes = [note] if note else []
+        if error.code in FAILURES or error.code is Code.DEADLINE_EXCEEDED:
+            suspects = self.pool.suspects(asyncio.get_running_loop().time())
+            if suspects:
+                notes.append(f"out of use: {suspects}")
+        error.note = "; ".join(notes)
+        return error

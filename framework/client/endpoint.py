@@ -1,0 +1,164 @@
+"""One instance of a service, and all that a client knows of it: load, latency, and what is held against it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from framework.call import Handler, Method, Outcome
+from framework.client.breaker import Breaker, Treatment
+from framework.client.outlier import Host
+from framework.discovery import Instance
+from framework.errors import Code
+from framework.policy import FAILURES, BreakerSettings
+
+TAU = 10.0
+"""Seconds in which the weight of an old latency falls to 1/e."""
+
+UNKNOWN_COST = 1e9
+"""Seconds that an endpoint costs which has calls but no answer yet: it gets one probe, not a crowd."""
+
+DEARER = FAILURES | {Code.RESOURCE_EXHAUSTED}
+"""Codes that an endpoint answers for: they cost the patience of the caller."""
+
+_SUCCESS, _FAILURE, _UNANSWERED = Treatment.SUCCESS, Treatment.FAILURE, Treatment.UNANSWERED
+
+
+class Transport(Protocol):
+    """The way to one instance: grpc.aio, or memory in tests."""
+
+    changed: Callable[[], None]
+    """Called after `ready` or `failed` has changed; whoever owns the transport sets it."""
+
+    @property
+    def ready(self) -> bool:
+        """A call given to it now leaves at once."""
+
+    @property
+    def failed(self) -> bool:
+        """The last attempt to connect failed, and the next is not due yet."""
+
+    def bind(self, method: Method[Any, Any]) -> Handler:
+        """The handler of a method over this transport."""
+
+    def connect(self) -> None:
+        """Start to connect when it is idle; does not wait."""
+
+    async def aclose(self) -> None:
+        """Close; calls in flight are cancelled."""
+
+
+class Endpoint:
+    """One instance, and what is known of it.
+
+    The cost is the peak-EWMA of latency times the calls in flight and one more: a latency above the average replaces
+    it at once, better ones win slowly. Source: Finagle's PeakEwma; P2C: Mitzenmacher, "The Power of Two Choices".
+
+    Attributes:
+        instance: what the registry says of it.
+        transport: the way to it.
+        breaker, host: what is held against it: its own failures, and doing worse than the others.
+        available: it may be picked and a call would leave at once; kept here by the pool, since a pick looks at
+            nothing else.
+        pending: calls in flight.
+        last_pick: when it was picked last, on the loop's clock in seconds.
+        retired: the registry does not have it any more.
+    """
+
+    __slots__ = (
+        "_bound",
+        "_ewma",
+        "_stamp",
+        "available",
+        "breaker",
+        "host",
+        "instance",
+        "last_pick",
+        "pending",
+        "retired",
+        "transport",
+    )
+
+    def __init__(self, instance: Instance, transport: Transport, breaker: Breaker | None = None) -> None:
+        self.instance = instance
+        self.transport = transport
+        self.breaker = breaker or Breaker(BreakerSettings(), random.Random())
+        self.host = Host()
+        self.available = transport.ready
+        self.pending = 0
+        self.last_pick = 0.0
+        self.retired = False
+        self._ewma = 0.0
+        self._stamp = 0.0
+        self._bound: dict[Method[Any, Any], Handler] = {}
+
+    def bind(self, method: Method[Any, Any]) -> Handler:
+        """The handler of a method on this endpoint."""
+        handler = self._bound.get(method)
+        if handler is None:
+            handler = self._bound[method] = self.transport.bind(method)
+        return handler
+
+    def healthy(self, now: float) -> bool:
+        """Whether neither its breaker nor an ejection speaks against it."""
+        return not self.host.ejected and self.breaker.available(now)
+
+    def cost(self, now: float) -> float:
+        """Expected seconds of one more call."""
+        if self._ewma == 0.0:
+            return UNKNOWN_COST if self.pending else 0.0
+        return self._ewma * math.exp((self._stamp - now) / TAU) * (self.pending + 1)
+
+    def begin(self, now: float) -> int:
+        """A call starts here; the permit to end it with."""
+        self.pending += 1
+        self.last_pick = now
+        return self.breaker.begin(now)
+
+    def answered(self, now: float, permit: int, latency: float) -> None:
+        """A call was answered with OK after `latency` seconds."""
+        self.observe(now, latency)
+        self.host.successes += 1
+        self.breaker.end(now, permit, _SUCCESS, latency)
+
+    def failed(
+        self, now: float, permit: int, latency: float, outcome: Outcome, treatment: Treatment, patience: float
+    ) -> None:
+        """A call did not end with OK.
+
+        Args:
+            treatment: what that says about the endpoint.
+            patience: seconds that a failure counts as, so that one that fails at once does not look fast.
+        """
+        if treatment is _UNANSWERED:
+            self.observe(now, latency)  # it would have taken longer
+        self.observe_failure(now, latency, outcome.code, outcome.remote, patience)
+        if treatment is _FAILURE:
+            self.host.failures += 1
+        elif treatment is _SUCCESS:
+            self.host.successes += 1
+        self.breaker.end(now, permit, treatment, latency)
+
+    def observe(self, now: float, latency: float) -> None:
+        """A call took `latency` seconds, or longer than that."""
+        weight = math.exp((self._stamp - now) / TAU)
+        self._stamp = now
+        if latency < self._ewma:
+            latency = self._ewma * weight + latency * (1.0 - weight)
+        self._ewma = max(latency, 1e-9)
+
+    def observe_failure(self, now: float, latency: float, code: Code, remote: bool, patience: float) -> None:
+        """A call failed; one that the endpoint answers for counts as if it had taken all the patience of the caller.
+
+        Otherwise an instance that fails at once would look fast and draw all traffic.
+        """
+        if remote:
+            self.observe(now, max(latency, patience) if code in DEARER else latency)
+        elif code in FAILURES or code is Code.DEADLINE_EXCEEDED:
+            self.observe(now, max(latency, patience))
+
+    def __repr__(self) -> str:
+        state = "ready" if self.transport.ready else "failed" if self.transport.failed else "idle"
+        return f"<Endpoint {self.instance.address} {state} pending={self.pending} ewma={self._ewma * 1000:.1f}ms>"
