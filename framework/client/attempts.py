@@ -63,8 +63,8 @@ class Tries:
 
     __slots__ = ("backoff", "deadline", "endpoints", "inherited", "metadata", "sent", "timed_out")
 
-    def __init__(self, call: Call) -> None:
-        self.endpoints: list[Endpoint] = []
+    def __init__(self, call: Call, *endpoints: Endpoint) -> None:
+        self.endpoints = list(endpoints)
         self.sent = 0
         self.timed_out = False
         self.backoff: Backoff | None = None
@@ -91,6 +91,10 @@ class Attempts:
         budget: of retries and hedges, shared by all methods of a channel.
         latencies: how long answers of this method take.
         rng: for jitter.
+
+    Attributes:
+        time: the clock of the loop that this is used on, in seconds.
+        bulkhead: counts the calls that are out.
     """
 
     def __init__(
@@ -108,19 +112,54 @@ class Attempts:
         self.budget = budget
         self.latencies = latencies
         self.bulkhead = Bulkhead(policy.bulkhead)
+        self.time: Callable[[], float] = self._find_clock
         self._rng = rng
+        self._timed = policy.attempt_timeout is not None
         self._patience = policy.timeout if policy.timeout is not None else PATIENCE
+
+    def _find_clock(self) -> float:
+        """Once: asking for the running loop is a system call on some versions of Python."""
+        self.time = asyncio.get_running_loop().time
+        return self.time()
 
     async def unary(self, call: Call) -> Reply:
         """Make a call with one reply."""
         bulkhead = self.bulkhead
-        if bulkhead.full:
+        if bulkhead.out < bulkhead.calls:
+            bulkhead.out += 1
+        else:
             await bulkhead.wait(call)
-        bulkhead.in_flight += 1
+        failure: BaseException | None = None
         try:
-            return await self.stream(call)
+            if self._timed:
+                return await self.stream(call)
+            # `attempt` written out, without what only a second attempt needs: nearly every call comes through here.
+            pool = self.pool
+            start = self.time()
+            endpoint = pool.pick(start)
+            if endpoint is None:
+                endpoint = await pool.wait(call)
+                start = self.time()
+            permit = endpoint.begin(start)
+            if not permit:
+                permit = pool.probe(endpoint, start)
+            try:
+                reply = await endpoint.bind(self.method)(call)
+            except BaseException as error:
+                failure = error
+            else:
+                self._answered(endpoint, permit, start)
+                return reply
+            tries = Tries(call, endpoint)
+            self._failed(call, tries, endpoint, permit, failure, start)
+            if isinstance(failure, RpcError):
+                return await self.persist(call, tries, failure)
+            raise failure
         finally:
-            bulkhead.leave()
+            failure = None  # it knows this frame, and this frame would know it
+            bulkhead.out -= 1
+            if bulkhead.line:
+                bulkhead.let_in()
 
     async def stream(self, call: Call) -> Reply:
         """Make a call, without a look at how many are out; of a stream of replies, until it begins."""
@@ -129,7 +168,10 @@ class Attempts:
             return await self.attempt(call, tries)
         except RpcError as error:
             failure = error
-        return await self.persist(call, tries, failure)
+        try:
+            return await self.persist(call, tries, failure)
+        finally:
+            del failure
 
     async def persist(self, call: Call, tries: Tries, failure: RpcError) -> Reply:
         """More attempts, one after the other, until one succeeds or there is a reason not to make another.
@@ -159,69 +201,65 @@ class Attempts:
     async def attempt(self, call: Call, tries: Tries) -> Reply:
         """One attempt, on an endpoint that has not had the call yet while there is one."""
         pool = self.pool
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        start = self.time()
         endpoint = pool.pick(start, tries.endpoints)
         if endpoint is None:
             endpoint = await pool.wait(call)
-            start = loop.time()
+            start = self.time()
         tries.endpoints.append(endpoint)
         permit = endpoint.begin(start)
-        if not endpoint.breaker.closed:
-            pool.judge(endpoint, start)
+        if not permit:
+            permit = pool.probe(endpoint, start)
         timeout = self.policy.attempt_timeout
         if timeout is not None and (call.deadline is None or start + timeout < call.deadline):
             call.deadline, call.inherited = start + timeout, False
         try:
             reply = await endpoint.bind(self.method)(call)
         except BaseException as error:
-            pool.done(endpoint)
-            self._failed(call, tries, endpoint, permit, error, start, loop.time())
+            self._failed(call, tries, endpoint, permit, error, start)
             raise
-        now = loop.time()
-        latency = now - start
         if self.method.server_streaming:
-            endpoint.observe(now, latency)
-            reply.on_end(self._releasing(endpoint, permit, latency, loop))
-            return reply
-        endpoint.answered(now, permit, latency)
-        if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
-            pool.judge(endpoint, now)
-        pool.done(endpoint)
-        self.budget.deposit(now)
-        self.latencies.record(now, latency)
+            now = self.time()
+            endpoint.observe(now, now - start)
+            reply.on_end(self._releasing(endpoint, permit, now - start))
+        else:
+            self._answered(endpoint, permit, start)
         return reply
 
-    def _releasing(
-        self, endpoint: Endpoint, permit: int, latency: float, loop: asyncio.AbstractEventLoop
-    ) -> Callable[[Outcome], None]:
+    def _answered(self, endpoint: Endpoint, permit: int, start: float) -> None:
+        """An attempt has its one reply."""
+        now = self.time()
+        seconds = now - start
+        endpoint.answered(now, permit, seconds)
+        if permit != endpoint.breaker.generation:
+            self.pool.judge(endpoint, now)
+        if endpoint.retired:
+            self.pool.done(endpoint)
+        self.budget.deposit(now)
+        self.latencies.record(now, seconds)
+
+    def _releasing(self, endpoint: Endpoint, permit: int, latency: float) -> Callable[[Outcome], None]:
         """What is to be done when a stream ends: it may have died half way."""
 
         def ended(outcome: Outcome) -> None:
-            now = loop.time()
+            now = self.time()
             if outcome.code is Code.OK:
-                endpoint.host.successes += 1
-                endpoint.breaker.end(now, permit, Treatment.SUCCESS, latency)
+                endpoint.answered(now, permit, latency)
                 self.budget.deposit(now)
             else:
                 self._count(endpoint, permit, outcome, treatment(outcome), now, latency)
-            if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
+            if permit != endpoint.breaker.generation:
                 self.pool.judge(endpoint, now)
-            self.pool.done(endpoint)
+            if endpoint.retired:
+                self.pool.done(endpoint)
 
         return ended
 
     def _failed(
-        self,
-        call: Call,
-        tries: Tries,
-        endpoint: Endpoint,
-        permit: int,
-        error: BaseException,
-        start: float,
-        now: float,
+        self, call: Call, tries: Tries, endpoint: Endpoint, permit: int, error: BaseException, start: float
     ) -> None:
         """An attempt has failed, or was given up: what that says about the endpoint."""
+        now = self.time()
         seconds = now - start
         tries.timed_out = False
         if isinstance(error, RpcError):
@@ -244,8 +282,10 @@ class Attempts:
         local = not outcome.sent or (not outcome.remote and outcome.code is Code.RESOURCE_EXHAUSTED)
         found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
         self._count(endpoint, permit, outcome, found, now, seconds)
-        if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
+        if permit != endpoint.breaker.generation:
             self.pool.judge(endpoint, now)
+        if endpoint.retired:
+            self.pool.done(endpoint)
 
     def _count(
         self, endpoint: Endpoint, permit: int, outcome: Outcome, found: Treatment, now: float, seconds: float
@@ -285,7 +325,7 @@ class Attempts:
         if tries.backoff is None:
             tries.backoff = Backoff(self.policy.retry.backoff, self._rng)
         wait = 0.0 if at_once else tries.backoff.wait(said)
-        now = asyncio.get_running_loop().time()
+        now = self.time()
         if tries.deadline is not None:
             left = tries.deadline - now
             if left < wait + (self.latencies.quantile(now, 0.5) or 0.0):
@@ -301,7 +341,7 @@ class Attempts:
         error.sent = tries.sent > 0
         notes = [note] if note else []
         if error.code in FAILURES or error.code is Code.DEADLINE_EXCEEDED:
-            suspects = self.pool.suspects(asyncio.get_running_loop().time())
+            suspects = self.pool.suspects(self.time())
             if suspects:
                 notes.append(f"out of use: {suspects}")
         error.note = "; ".join(notes)

@@ -127,6 +127,7 @@ class Breaker:
         "_slows",
         "_slows_before",
         "_state",
+        "_turn",
         "_until",
         "_wanted",
         "closed",
@@ -156,6 +157,7 @@ class Breaker:
         self._slow = math.inf if settings.slow is None else settings.slow
         self._buckets_per_second = BUCKETS / settings.window
         self._bucket = 0
+        self._turn = 1 / self._buckets_per_second  # the bucket ends
         self._clear()
 
     def state(self, now: float) -> State:
@@ -202,9 +204,8 @@ class Breaker:
         if treatment is _UNANSWERED:
             self._in_a_row(now, "calls in a row failed or had no answer")
             return
-        bucket = int(now * self._buckets_per_second)
-        if bucket > self._bucket:
-            self._forget(bucket)
+        if now >= self._turn:
+            self._forget(int(now * self._buckets_per_second))
         self._calls += 1
         if duration >= self._slow:
             self._slows += 1
@@ -277,6 +278,7 @@ class Breaker:
         for begun in range(max(self._bucket, bucket - BUCKETS) + 1, bucket + 1):
             self._marks[begun % BUCKETS] = mark
         self._bucket = bucket
+        self._turn = (bucket + 1) / self._buckets_per_second
         self._calls_before, self._failures_before, self._slows_before = self._marks[(bucket + 1) % BUCKETS]
 
     def __repr__(self) -> str:

@@ -34,6 +34,7 @@ class RetryBudget:
         "_slices_per_second",
         "_spent",
         "_spent_before",
+        "_turn",
     )
 
     def __init__(self, settings: BudgetSettings) -> None:
@@ -41,15 +42,15 @@ class RetryBudget:
         self._reserve = settings.per_second * settings.ttl + _ROUNDING
         self._slices_per_second = SLICES / settings.ttl
         self._slice = 0
+        self._turn = 1 / self._slices_per_second  # the slice ends
         self._earned = self._spent = 0  # ever
         self._earned_before = self._spent_before = 0  # ever, when the window began
         self._marks = [(0, 0)] * SLICES  # the same when each slice of the window began
 
     def deposit(self, now: float) -> None:
         """A call succeeded at `now` seconds."""
-        current = int(now * self._slices_per_second)
-        if current > self._slice:
-            self._forget(current)
+        if now >= self._turn:
+            self._forget(int(now * self._slices_per_second))
         self._earned += 1
 
     def withdraw(self, now: float) -> bool:
@@ -61,9 +62,8 @@ class RetryBudget:
 
     def balance(self, now: float) -> float:
         """Retries that could be paid for at `now` seconds."""
-        current = int(now * self._slices_per_second)
-        if current > self._slice:
-            self._forget(current)
+        if now >= self._turn:
+            self._forget(int(now * self._slices_per_second))
         earned = self._ratio * (self._earned - self._earned_before)
         return self._reserve + earned - (self._spent - self._spent_before)
 
@@ -72,6 +72,7 @@ class RetryBudget:
         for begun in range(max(self._slice, current - SLICES) + 1, current + 1):
             self._marks[begun % SLICES] = mark
         self._slice = current
+        self._turn = (current + 1) / self._slices_per_second
         self._earned_before, self._spent_before = self._marks[(current + 1) % SLICES]
 
     def __repr__(self) -> str:

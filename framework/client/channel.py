@@ -11,7 +11,7 @@ from framework.call import Call, Handler, Interceptor, Method, Reply, stack
 from framework.client.attempts import Attempts
 from framework.client.budget import RetryBudget
 from framework.client.fallback import Fallback, fallback
-from framework.client.hedging import hedged
+from framework.client.hedging import Hedges
 from framework.client.pool import Pool
 from framework.interceptors.deadline import deadline
 from framework.interceptors.request_id import request_id
@@ -81,7 +81,7 @@ class ServiceChannel:
         if method.server_streaming:
             handler: Handler = attempts.stream
         elif policy.hedge is not None:
-            handler = hedged(attempts, policy.hedge)
+            handler = Hedges(attempts, policy.hedge).unary
         else:
             handler = attempts.unary
         own = [deadline(policy.timeout, policy.idle), request_id]

@@ -112,26 +112,29 @@ class Endpoint:
         return self._ewma * math.exp((self._stamp - now) / TAU) * (self.pending + 1)
 
     def begin(self, now: float) -> int:
-        """A call starts here; the permit to end it with."""
+        """A call starts here: the permit to end it with, or 0 when its breaker is not closed and must be asked."""
         self.pending += 1
         self.last_pick = now
-        return self.breaker.begin(now)
+        breaker = self.breaker
+        return breaker.generation if breaker.closed else 0
 
     def answered(self, now: float, permit: int, latency: float) -> None:
-        """A call was answered with OK after `latency` seconds."""
-        self.observe(now, latency)
+        """A call was answered with OK after `latency` seconds, and has ended."""
+        self.pending -= 1
         self.host.successes += 1
+        self.observe(now, latency)
         self.breaker.end(now, permit, _SUCCESS, latency)
 
     def failed(
         self, now: float, permit: int, latency: float, outcome: Outcome, treatment: Treatment, patience: float
     ) -> None:
-        """A call did not end with OK.
+        """A call has ended, and not with OK.
 
         Args:
             treatment: what that says about the endpoint.
             patience: seconds that a failure counts as, so that one that fails at once does not look fast.
         """
+        self.pending -= 1
         if treatment is _UNANSWERED:
             self.observe(now, latency)  # it would have taken longer
         self.observe_failure(now, latency, outcome.code, outcome.remote, patience)

@@ -17,9 +17,11 @@ Sources: gRFC A6, "Hedging Policy"; Dean and Barroso, "The Tail at Scale", 2013.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import contextvars
+from collections import deque
+from typing import Any, cast
 
-from framework.call import OK, Call, Handler, Outcome, Reply
+from framework.call import OK, Call, Outcome, Reply
 from framework.client.attempts import PREVIOUS, Attempts, Tries
 from framework.client.backoff import pushback
 from framework.errors import Code, RpcError
@@ -29,90 +31,129 @@ SHORTEST = 0.001
 """Seconds that a delay lasts at least: within less, nothing is known to be slow."""
 
 
-def hedged(attempts: Attempts, settings: HedgeSettings) -> Handler:
-    """The handler of a method whose calls are hedged."""
-    share = 1.0 - settings.extra_load
+class Hedges:
+    """Makes the calls of one method, hedged.
 
-    async def handler(call: Call) -> Reply:
-        delay = settings.delay
+    One timer serves all calls of the method, since all wait equally long: a call costs no more than a place in a line.
+    """
+
+    def __init__(self, attempts: Attempts, settings: HedgeSettings) -> None:
+        self.attempts = attempts
+        self.limit = settings.attempts
+        self._fixed = settings.delay
+        self._share = 1.0 - settings.extra_load
+        self._line: deque[tuple[float, Race]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def unary(self, call: Call) -> Reply:
+        """Make a call."""
+        attempts = self.attempts
+        now = attempts.time()
+        delay = self._fixed
         if delay is None:
-            delay = attempts.latencies.quantile(asyncio.get_running_loop().time(), share)
+            delay = attempts.latencies.quantile(now, self._share)
             if delay is None:
                 return await attempts.unary(call)
         bulkhead = attempts.bulkhead
-        if bulkhead.full:
+        if bulkhead.out < bulkhead.calls:
+            bulkhead.out += 1
+        else:
             await bulkhead.wait(call)
-        bulkhead.in_flight += 1
-        race = Race(attempts, call, max(delay, SHORTEST), settings.attempts)
+            now = attempts.time()
+        race = Race(self, call, delay if delay > SHORTEST else SHORTEST)
+        self.watch(race, now)
+        failure: RpcError | None = None
         try:
-            return await race.run()
+            try:
+                return await attempts.attempt(call, race)
+            except RpcError as error:
+                failure = error
+            return await race.without_first(failure)
         finally:
-            race.stop()
-            bulkhead.leave()
+            race.over = True
+            if race.hedges:
+                race.stop()
+            bulkhead.out -= 1
+            if bulkhead.line:
+                bulkhead.let_in()
+            failure = None  # it knows this frame, and this frame would know it
 
-    return handler
+    def watch(self, race: Race, now: float) -> None:
+        """Tell the race when its delay has passed from now on, unless it is over by then."""
+        race.due = due = now + race.delay
+        self._line.append((due, race))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._fire)
+
+    def _fire(self) -> None:
+        line, now = self._line, self.attempts.time()
+        while line:
+            due, race = line[0]
+            if not race.over:
+                if due > now:
+                    break
+                if due == race.due:
+                    race.begin(now)
+            line.popleft()
+        self._timer = asyncio.get_running_loop().call_at(line[0][0], self._fire) if line else None
 
 
-class Race:
+class Race(Tries):
     """The attempts of one call, of which the first that is answered counts.
 
-    Args:
+    Attributes:
         delay: seconds between two attempts.
-        limit: attempts at most.
+        due: when the next one is to begin.
+        over: the call has its reply or its failure.
+        hedges: the attempts after the first that are out.
     """
 
     __slots__ = (
-        "_attempts",
         "_begun",
         "_call",
-        "_decided",
-        "_delay",
+        "_context",
         "_failure",
         "_first",
-        "_hedges",
-        "_limit",
-        "_loop",
+        "_owner",
         "_reply",
-        "_timer",
-        "_tries",
         "_waiter",
         "_winner",
+        "delay",
+        "due",
+        "hedges",
+        "over",
     )
 
-    def __init__(self, attempts: Attempts, call: Call, delay: float, limit: int) -> None:
-        loop = self._loop = asyncio.get_running_loop()
-        self._attempts = attempts
+    def __init__(self, owner: Hedges, call: Call, delay: float) -> None:
+        super().__init__(call)
+        self.delay = delay
+        self.due = 0.0
+        self.over = False
+        self.hedges: set[asyncio.Task[None]] | None = None
+        self._owner = owner
         self._call = call
-        self._delay = delay
-        self._limit = limit
-        self._tries = Tries(call)
+        self._context = contextvars.copy_context()  # hedges belong to the caller, not to whom the timer was set for
         self._begun = 1
-        self._first = True  # it is still out
-        self._hedges: set[asyncio.Task[None]] = set()
-        self._decided = False
+        self._first = True  # it is out
         self._failure: BaseException | None = None
         self._winner: Call | None = None
         self._reply: Any = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = loop.call_later(delay, self._due)
 
-    async def run(self) -> Reply:
-        """The reply.
+    async def without_first(self, error: RpcError) -> Reply:
+        """The reply of a call whose first attempt has failed, or has been given up for another.
 
         Raises:
             RpcError: no attempt was answered.
         """
-        call, tries = self._call, self._tries
-        try:
-            return await self._attempts.attempt(call, tries)
-        except RpcError as error:
-            self._first = False
-            if not self._decided:
-                self._lost(error)
-        if not self._decided:
-            self._waiter = self._loop.create_future()
+        self._first = False
+        if not self.over:
+            self._lost(error)
+        if not self.over:
+            self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        winner = self._winner
+        call, winner = self._call, self._winner
+        call.deadline, call.inherited = self.deadline, self.inherited
         if winner is not None:
             call.header, call.trailer, call.received = winner.header, winner.trailer, winner.received
             call.peer, call.attempt = winner.peer, winner.attempt
@@ -121,81 +162,77 @@ class Race:
         call.attempt = self._begun
         try:
             if not isinstance(failure, RpcError):
-                raise failure or AssertionError("decided by nobody")
-            return await self._attempts.persist(call, tries, failure)
+                raise failure or error
+            return await self._owner.attempts.persist(call, self, failure)
         finally:
-            del failure  # it knows this frame, and this frame would know it
+            del failure, error  # they know this frame, and this frame would know them
 
-    def _due(self) -> None:
-        """The delay has passed without an answer."""
-        self._timer = None
-        self._begin()
-
-    def _begin(self) -> bool:
+    def begin(self, now: float) -> bool:
         """Begin another attempt, if there may be one."""
-        attempts, tries = self._attempts, self._tries
-        if self._begun >= self._limit or not attempts.pool.has_others(tries.endpoints):
+        attempts = self._owner.attempts
+        if self._begun >= self._owner.limit or not attempts.pool.has_others(self.endpoints):
             return False
-        if isinstance(attempts.may_repeat(tries, at_once=True), str):
+        if isinstance(self._context.run(attempts.may_repeat, self, at_once=True), str):
             return False
         self._begun += 1
         call = self._call
         hedge = Call(
             call.method,
             call.request,
-            (*tries.metadata, (PREVIOUS, str(self._begun - 1))),
-            deadline=tries.deadline,
+            (*self.metadata, (PREVIOUS, str(self._begun - 1))),
+            deadline=self.deadline,
             timeout=call.timeout,
             request_id=call.request_id,
         )
-        hedge.inherited = tries.inherited
+        hedge.inherited = self.inherited
         hedge.attempt = self._begun
-        self._hedges.add(self._loop.create_task(self._run(hedge)))
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(self._delay, self._due)
+        task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context)
+        self.hedges = {task} if self.hedges is None else {*self.hedges, task}
+        if self._begun < self._owner.limit:
+            self._owner.watch(self, now)
         return True
 
     async def _run(self, hedge: Call) -> None:
         """A hedge, in a task of its own."""
-        task = asyncio.current_task()
-        assert task is not None
+        reply = None
         try:
-            reply = await self._attempts.attempt(hedge, self._tries)
-        except RpcError as error:
-            self._hedges.discard(task)
-            hedge.end(Outcome.of(error))
-            if not self._decided:
-                self._lost(error)
-        except asyncio.CancelledError as error:
-            self._hedges.discard(task)
-            hedge.end(Outcome(Code.CANCELLED, error, remote=False))
-            raise
-        except BaseException as error:
-            self._hedges.discard(task)
-            hedge.end(Outcome.of(error))
-            self._failure = error
-            self._decide()
-        else:
-            self._hedges.discard(task)
+            reply = await self._owner.attempts.attempt(hedge, self)
             hedge.end(OK)
-            if not self._decided:
-                self._winner, self._reply = hedge, reply
-                self._decide()
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
+            hedge.end(Outcome(Code.CANCELLED, error, remote=False) if cancelled else Outcome.of(error))
+            if cancelled:
+                raise
+            failure: BaseException | None = error
+        else:
+            failure = None
+        finally:
+            assert self.hedges is not None
+            self.hedges.discard(cast(asyncio.Task[None], asyncio.current_task()))
+        if self.over:
+            return
+        if failure is None:
+            self._winner, self._reply = hedge, reply
+            self._decide()
+        elif isinstance(failure, RpcError):
+            self._lost(failure)
+        else:
+            self._failure = failure
+            self._decide()
 
     def _lost(self, error: RpcError) -> None:
         """An attempt has failed: begin another, wait for those that are out, or let the others go too."""
         self._failure = error
-        attempts = self._attempts
-        again = not error.sent or self._tries.timed_out or error.code in attempts.policy.retry.codes
-        if again and pushback(error.metadata) is None and self._begin():
+        attempts = self._owner.attempts
+        again = not error.sent or self.timed_out or error.code in attempts.policy.retry.codes
+        if again and pushback(error.metadata) is None and self.begin(attempts.time()):
             return
-        if not again or not (self._first or self._hedges):
+        if not again or not (self._first or self.hedges):
             self._decide()
 
     def _decide(self) -> None:
         """There is a reply or a final failure: the others are let go."""
-        self._decided = True
+        self.over = True
         self.stop()
         if self._first and self._call.give_up is not None:
             self._call.give_up()
@@ -203,9 +240,6 @@ class Race:
             self._waiter.set_result(None)
 
     def stop(self) -> None:
-        """Let go of all that is still out, but the first attempt."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for task in self._hedges:
+        """Let go of the hedges that are out."""
+        for task in self.hedges or ():
             task.cancel()

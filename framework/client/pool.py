@@ -297,10 +297,15 @@ class Pool:
             self._failed.add(endpoint)
 
     def done(self, endpoint: Endpoint) -> None:
-        """A call on this endpoint has ended; the last one on an endpoint that is gone closes its connection."""
-        endpoint.pending -= 1
-        if endpoint.retired and endpoint.pending == 0 and not self._closed:
+        """A call on an endpoint that is retired has ended; the last one closes its connection."""
+        if endpoint.pending == 0 and not self._closed:
             self._close_soon(endpoint)
+
+    def probe(self, endpoint: Endpoint, now: float) -> int:
+        """The permit of a call to an endpoint whose breaker is not closed."""
+        permit = endpoint.breaker.begin(now)
+        self.judge(endpoint, now)
+        return permit
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -138,12 +139,14 @@ class GrpcTransport:
         make = (_streams if method.server_streaming else _unary)(encode, decode, metadata_of)
         arity = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
         start: Callable[..., Any] | None = None
+        time: Callable[[], float] = math.inf.__float__
 
         def handler(call: Call) -> Awaitable[Reply]:
-            nonlocal start
+            nonlocal start, time
             if start is None:
                 if self._channel is None:
                     self.connect()
+                time = asyncio.get_running_loop().time
                 start = getattr(self._channel, arity)(method.path)
             if self._channel.get_state() is not READY:
                 self._lost()
@@ -154,7 +157,7 @@ class GrpcTransport:
                     attempts=call.attempt,
                 )
             call.peer = self._address
-            return make(call, start)
+            return make(call, start, None if call.deadline is None else call.deadline - time())
 
         return handler
 
@@ -162,8 +165,7 @@ class GrpcTransport:
 def _unary(
     encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
 ) -> Callable[..., Awaitable[Reply]]:
-    async def unary(call: Call, start: Callable[..., Any]) -> Any:
-        timeout = _timeout(call)
+    async def unary(call: Call, start: Callable[..., Any], timeout: float | None) -> Any:
         feed = None
         if call.method.client_streaming:
             rpc = start(timeout=timeout, metadata=metadata_of(call.metadata))
@@ -194,8 +196,7 @@ def _unary(
 def _streams(
     encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
 ) -> Callable[..., Awaitable[Reply]]:
-    async def stream(call: Call, start: Callable[..., Any]) -> Stream[Any]:
-        timeout = _timeout(call)
+    async def stream(call: Call, start: Callable[..., Any], timeout: float | None) -> Stream[Any]:
         feed = None
         if call.method.client_streaming:
             rpc = start(timeout=timeout, metadata=metadata_of(call.metadata))
@@ -337,10 +338,6 @@ def _drain(loop: asyncio.AbstractEventLoop, read: Callable[[], Awaitable[bytes]]
 
 
 _draining: set[asyncio.Task[None]] = set()
-
-
-def _timeout(call: Call) -> float | None:
-    return None if call.deadline is None else call.deadline - asyncio.get_running_loop().time()
 
 
 def _local(call: Call, kind: type[RpcError], message: str) -> RpcError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from framework.call import Call, Handler, Interceptor, Method, Reply, current
 from framework.errors import DeadlineExceeded
@@ -28,8 +29,13 @@ def deadline(timeout: float | None, idle: float | None) -> Interceptor:
     default = timeout
 
     def interceptor(method: Method[object, object], next: Handler) -> Handler:
+        time: Callable[[], float] | None = None
+
         def handler(call: Call) -> Reply:
-            now = asyncio.get_running_loop().time()
+            nonlocal time
+            if time is None:  # once: asking for the running loop is a system call on some versions of Python
+                time = asyncio.get_running_loop().time
+            now = time()
             call.idle = idle
             timeout = default if call.timeout is None else call.timeout
             mine = None if timeout is None or timeout == math.inf else now + timeout
