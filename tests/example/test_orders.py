@@ -195,27 +195,24 @@ async def test_an_unknown_product(orders: OrdersClient) -> None:
 
 
 @pytest.mark.usefixtures("catalog")
-async def test_a_peer_that_is_away_can_come_back(
+async def test_a_peer_that_is_away_comes_back(
     orders: OrdersClient, inventory: InventoryClient, network: Network
 ) -> None:
-    """UNAVAILABLE tells the caller to repeat; the repetition charges, and reserves nothing again."""
+    """A charge that fails is repeated with the same key, and nothing is reserved again."""
     payments = network.script("payments")
     charge = payments.on(PaymentsMethods.Charge)
     charge.fail(Unavailable("in maintenance")).reply(Payment(id="pay-1", state=Payment.CHARGED))
-    with pytest.raises(Unavailable):
-        await orders.PlaceOrder(order())
     placed = await orders.PlaceOrder(order())
     assert (placed.state, placed.payment_id) == (Order.PLACED, "pay-1")
     assert await lamps(inventory) == 498
-    keys = {call.requests[0].idempotency_key for call in payments.calls}
-    assert keys == {placed.id}
+    assert [call.requests[0].idempotency_key for call in payments.calls] == [placed.id, placed.id]
 
 
 @pytest.mark.usefixtures("catalog")
 async def test_a_crash_between_goods_and_money_is_healed(
     instances: Instances, inventory: InventoryClient, network: Network
 ) -> None:
-    """The instance dies while it waits for the payment; another one, with the same key, finishes the order."""
+    """The instance dies while it waits for the payment; the call goes to another one, which finishes the order."""
     payments = network.script("payments")
     payments.on(PaymentsMethods.Charge).hang().reply(Payment(id="pay-1", state=Payment.CHARGED))
     first = await instances.add()
@@ -225,22 +222,18 @@ async def test_a_crash_between_goods_and_money_is_healed(
             await asyncio.sleep(0)
     await instances.add()
     first.disconnect()
-    with pytest.raises(RpcError):
-        await attempt
-    placed = await instances.client.PlaceOrder(order())
+    placed = await attempt
     assert placed.state == Order.PLACED
     assert await lamps(inventory) == 498
 
 
 @pytest.mark.usefixtures("catalog")
 async def test_a_refused_order_is_taken_back_after_a_crash_too(orders: OrdersClient, network: Network) -> None:
-    """The release is owed, and the next call with the key pays it."""
+    """The release is owed, and the next attempt with the key pays it."""
     inventory, payments = network.script("inventory"), network.script("payments")
     inventory.on(InventoryMethods.Reserve).reply(Reservation(state=Reservation.HELD))
     inventory.on(InventoryMethods.Release).fail(Unavailable("away")).reply(Reservation(state=Reservation.RELEASED))
     payments.on(PaymentsMethods.Charge).fail(refused("CARD_DECLINED", "card-visa", because="declined"))
-    with pytest.raises(Unavailable):
-        await orders.PlaceOrder(order())
     with pytest.raises(FailedPrecondition):
         await orders.PlaceOrder(order())
     assert [call.method.name for call in inventory.calls] == ["Reserve", "Release", "Release"]
@@ -253,9 +246,10 @@ async def test_a_call_passes_its_deadline_on(orders: OrdersClient, network: Netw
     catalog.on(CatalogMethods.BatchGetProducts).fail(Unavailable("busy"))
     with pytest.raises(Unavailable):
         await orders.PlaceOrder(order(), timeout=5)  # less than any default
-    [call] = catalog.calls
-    assert call.time_remaining is not None
-    assert 0 < call.time_remaining < 5
+    assert catalog.calls
+    for call in catalog.calls:
+        assert call.time_remaining is not None
+        assert 0 < call.time_remaining < 5
 
 
 @pytest.mark.usefixtures("catalog", "payments")
