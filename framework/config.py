@@ -1,4 +1,4 @@
-"""Settings: frozen, validated when made, read once: a TOML file first, then the environment over it.
+"""Settings: frozen, validated when made, read from a TOML file first, then from the environment over it.
 
     registry = "consul://127.0.0.1:8500"
     [server]
@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,36 @@ class ServerSettings(Table):
 
 
 @dataclass(frozen=True, slots=True)
+class Stamp:
+    """By what a file tells that it has changed; an editor that replaces it makes another inode."""
+
+    modified: int
+    size: int
+    inode: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Stamp:
+        return cls(stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where settings were read from.
+
+    Attributes:
+        file: the file as it was named.
+        path: the same, wherever the process has gone since.
+        stamp: what the file looked like then; None when there was none.
+        environ: the variables that were read over it.
+    """
+
+    file: Path
+    path: Path
+    stamp: Stamp | None
+    environ: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set without code.
 
@@ -78,12 +108,15 @@ class Settings:
         server: the server of this process.
         client: the client settings of every service not named in `clients`.
         clients: settings by service name, complete.
+        source: where they were read from; None for settings made in code. Whoever has a source is kept up to date with
+            it, see `framework.reload`.
     """
 
     registry: str = "local"
     server: ServerSettings = ServerSettings()
     client: ClientSettings = ClientSettings()
     clients: Mapping[str, ClientSettings] = field(default_factory=lambda: MappingProxyType({}))
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     def client_for(self, service: str) -> ClientSettings:
         """The settings of clients of a service."""
@@ -99,57 +132,74 @@ class Settings:
         named = path or (Path(environ["FRAMEWORK_CONFIG"]) if environ.get("FRAMEWORK_CONFIG") else None)
         file = named or Path("framework.toml")
         tables: dict[str, Any] = {}
+        stamp = None
         try:
-            tables = tomllib.loads(file.read_text(encoding="utf-8"))
+            with file.open("rb") as opened:
+                stamp = Stamp.of(os.fstat(opened.fileno()))
+                tables = tomllib.loads(opened.read().decode("utf-8"))
         except FileNotFoundError:
             if named:
                 raise ConfigError(f"there is no settings file {file}") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from None
+        variables = list(_variables_in(environ))
         try:
-            settings = cls._from_tables(tables)
+            settings = cls._from_tables(tables, variables)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        return settings._with_environment(environ)
+        registry = environ.get("FRAMEWORK_REGISTRY") or settings.registry
+        source = Source(file, Path.cwd() / file, stamp, environ)
+        return dataclasses.replace(settings, registry=registry, source=source)
 
     @classmethod
-    def _from_tables(cls, tables: Mapping[str, Any]) -> Settings:
+    def _from_tables(cls, tables: Mapping[str, Any], variables: Sequence[_Variable]) -> Settings:
         known = {"registry": None, "server": None, "client": None}
         for name in tables:
             if name not in known:
                 raise ConfigError(f"{name} is not a setting.{suggest(name, known)}")
         own, services = _split_client(tables.get("client", {}))
-        client = ClientSettings.parse(own, "client")
+
+        def over(settings: Any) -> Any:
+            for variable in variables:
+                if isinstance(settings, variable.kind):
+                    settings = replaced(settings, variable.path, variable.value, variable.name)
+            return settings
+
+        client = ClientSettings.parse(own, "client", over=over)
         return cls(
             registry=text(tables.get("registry", "local"), "registry"),
-            server=ServerSettings.parse(tables.get("server", {}), "server"),
+            server=over(ServerSettings.parse(tables.get("server", {}), "server")),
             client=client,
-            clients={name: ClientSettings.parse(table, f"client.{name}", client) for name, table in services.items()},
+            clients={
+                name: ClientSettings.parse(table, f"client.{name}", client, over=over)
+                for name, table in services.items()
+            },
         )
 
-    def _with_environment(self, environ: Mapping[str, str]) -> Settings:
-        known = {name: (kind, path, f) for name, kind, path, f in _variables()}
-        server, client, clients = self.server, self.client, dict(self.clients)
-        for name, value in environ.items():
-            if not name.startswith(("FRAMEWORK_SERVER_", "FRAMEWORK_CLIENT_")):
-                continue
-            if name not in known:  # a misspelt variable would be ignored without a word
-                raise ConfigError(f"{name} in the environment is not a setting.{suggest(name, known)}")
-            kind, path, f = known[name]
-            parsed = f.metadata["parse"](value, name)
-            if kind is ServerSettings:
-                server = replaced(server, path, parsed)
-            else:
-                client = replaced(client, path, parsed)
-                clients = {one: replaced(settings, path, parsed) for one, settings in clients.items()}
-        return Settings(environ.get("FRAMEWORK_REGISTRY") or self.registry, server, client, clients)
+
+@dataclass(frozen=True, slots=True)
+class _Variable:
+    """What a variable of the environment says: its name, the table and the path there that it stands for, its value."""
+
+    name: str
+    kind: type[Table]
+    path: tuple[str, ...]
+    value: Any
 
 
-def _variables() -> Iterator[tuple[str, type[Table], tuple[str, ...], dataclasses.Field[Any]]]:
-    """The environment's name of every setting, the table that it belongs to, its path there and its field."""
-    for kind, prefix in ((ServerSettings, "FRAMEWORK_SERVER_"), (ClientSettings, "FRAMEWORK_CLIENT_")):
-        for path, f in leaves(kind):
-            yield prefix + "_".join(path).upper(), kind, path, f
+def _variables_in(environ: Mapping[str, str]) -> Iterator[_Variable]:
+    known = {
+        prefix + "_".join(path).upper(): (kind, path, f)
+        for kind, prefix in ((ServerSettings, "FRAMEWORK_SERVER_"), (ClientSettings, "FRAMEWORK_CLIENT_"))
+        for path, f in leaves(kind)
+    }
+    for name, value in environ.items():
+        if not name.startswith(("FRAMEWORK_SERVER_", "FRAMEWORK_CLIENT_")):
+            continue
+        if name not in known:  # a misspelt variable would be ignored without a word
+            raise ConfigError(f"{name} in the environment is not a setting.{suggest(name, known)}")
+        kind, path, f = known[name]
+        yield _Variable(name, kind, path, f.metadata["parse"](value, name))
 
 
 active: ContextVar[Settings | None] = ContextVar("framework.settings", default=None)

@@ -10,25 +10,64 @@ What a proto file may say about its methods beyond gRPC. Found by `framework gen
 
   rpc GetProduct(GetProductRequest) returns (Product) {
     option idempotency_level = NO_SIDE_EFFECTS;
-    option (framework.method).timeout = { nanos: 500000000 };
+    option (framework.method) = {
+      timeout: { nanos: 500000000 }
+      retry: { attempts: 2 codes: "UNAVAILABLE" }
+    };
   }
+
+It is how callers call the method unless they know better: the settings of the method itself, `[client.NAME.methods.
+METHOD]` in framework.toml, come first; what neither says is as it is for the service.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Criticality:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CriticalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Criticality.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CRITICALITY_UNSPECIFIED: _Criticality.ValueType  # 0
+    CRITICAL_PLUS: _Criticality.ValueType  # 1
+    """Its failure is seen by many users at once."""
+    CRITICAL: _Criticality.ValueType  # 2
+    """Its failure is seen by a user; what a call is that says nothing."""
+    SHEDDABLE_PLUS: _Criticality.ValueType  # 3
+    """It may fail for minutes and be retried: batches."""
+    SHEDDABLE: _Criticality.ValueType  # 4
+    """It may fail often, and for hours."""
+
+class Criticality(_Criticality, metaclass=_CriticalityEnumTypeWrapper):
+    """How much a call matters, from what goes first to what goes last."""
+
+CRITICALITY_UNSPECIFIED: Criticality.ValueType  # 0
+CRITICAL_PLUS: Criticality.ValueType  # 1
+"""Its failure is seen by many users at once."""
+CRITICAL: Criticality.ValueType  # 2
+"""Its failure is seen by a user; what a call is that says nothing."""
+SHEDDABLE_PLUS: Criticality.ValueType  # 3
+"""It may fail for minutes and be retried: batches."""
+SHEDDABLE: Criticality.ValueType  # 4
+"""It may fail often, and for hours."""
+Global___Criticality: _TypeAlias = Criticality  # noqa: Y015
 
 @_typing.final
 class MethodOptions(_message.Message):
@@ -37,24 +76,219 @@ class MethodOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
+    BULKHEAD_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
+    CRITICALITY_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    breaker: _builtins.bool
+    """Whether failures of this method speak against the endpoint that it was called on."""
+    criticality: Global___Criticality.ValueType
+    """How much calls of this method matter when not all can be served, where nobody else says so."""
+    idempotent: _builtins.bool
+    """Whether making a call twice does no harm. `option idempotency_level` says the same, and more; this is for protos
+    that cannot have it.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The default deadline: how long a caller waits who names no timeout and has no deadline of its own to pass on.
         Must be positive. Without it the client's settings decide.
         """
 
+    @_builtins.property
+    def attempt_timeout(self) -> _duration_pb2.Duration:
+        """How long one attempt may take before it counts as failed. 0 is the whole deadline. Not for streams of replies."""
+
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """How long a stream of replies may be silent. 0 is for ever."""
+
+    @_builtins.property
+    def retry(self) -> Global___Retry:
+        """When a failed call is made again."""
+
+    @_builtins.property
+    def hedge(self) -> Global___Hedge:
+        """When an idempotent call that has no answer yet is made a second time."""
+
+    @_builtins.property
+    def bulkhead(self) -> Global___Bulkhead:
+        """How many calls may be out at a time."""
+
     def __init__(
         self,
         *,
         timeout: _duration_pb2.Duration | None = ...,
+        attempt_timeout: _duration_pb2.Duration | None = ...,
+        idle: _duration_pb2.Duration | None = ...,
+        retry: Global___Retry | None = ...,
+        hedge: Global___Hedge | None = ...,
+        bulkhead: Global___Bulkhead | None = ...,
+        breaker: _builtins.bool | None = ...,
+        criticality: Global___Criticality.ValueType = ...,
+        idempotent: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "_idempotent", b"_idempotent", "attempt_timeout", b"attempt_timeout", "breaker", b"breaker", "bulkhead", b"bulkhead", "hedge", b"hedge", "idempotent", b"idempotent", "idle", b"idle", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "_idempotent", b"_idempotent", "attempt_timeout", b"attempt_timeout", "breaker", b"breaker", "bulkhead", b"bulkhead", "criticality", b"criticality", "hedge", b"hedge", "idempotent", b"idempotent", "idle", b"idle", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__breaker: _TypeAlias = _typing.Literal["breaker"]  # noqa: Y015
+    _WhichOneofArgType__breaker: _TypeAlias = _typing.Literal["_breaker", b"_breaker"]  # noqa: Y015
+    _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
+    _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__breaker) -> _WhichOneofReturnType__breaker | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
 
 Global___MethodOptions: _TypeAlias = MethodOptions  # noqa: Y015
+
+@_typing.final
+class Retry(_message.Message):
+    """When a failed call is made again, on another endpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
+    BACKOFF_FIELD_NUMBER: _builtins.int
+    attempts: _builtins.int
+    """How often a call is made at most, the first time included: 1 to 10; 1 is no retry."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """After which failures an idempotent call is made again, as gRPC's service config names them: `UNAVAILABLE`."""
+
+    @_builtins.property
+    def backoff(self) -> Global___Backoff:
+        """Waits in between."""
+
+    def __init__(
+        self,
+        *,
+        attempts: _builtins.int | None = ...,
+        codes: _abc.Iterable[_builtins.str] | None = ...,
+        backoff: Global___Backoff | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempts", b"_attempts", "attempts", b"attempts", "backoff", b"backoff"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempts", b"_attempts", "attempts", b"attempts", "backoff", b"backoff", "codes", b"codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attempts: _TypeAlias = _typing.Literal["attempts"]  # noqa: Y015
+    _WhichOneofArgType__attempts: _TypeAlias = _typing.Literal["_attempts", b"_attempts"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempts) -> _WhichOneofReturnType__attempts | None: ...
+
+Global___Retry: _TypeAlias = Retry  # noqa: Y015
+
+@_typing.final
+class Backoff(_message.Message):
+    """Waits between attempts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INITIAL_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    factor: _builtins.float
+    """By how much each wait is longer than the one before: 1 to 100."""
+    @_builtins.property
+    def initial(self) -> _duration_pb2.Duration:
+        """Before the second attempt."""
+
+    @_builtins.property
+    def maximum(self) -> _duration_pb2.Duration:
+        """What no wait exceeds, jitter aside."""
+
+    def __init__(
+        self,
+        *,
+        initial: _duration_pb2.Duration | None = ...,
+        factor: _builtins.float | None = ...,
+        maximum: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "factor", b"factor", "initial", b"initial", "maximum", b"maximum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "factor", b"factor", "initial", b"initial", "maximum", b"maximum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__factor: _TypeAlias = _typing.Literal["factor"]  # noqa: Y015
+    _WhichOneofArgType__factor: _TypeAlias = _typing.Literal["_factor", b"_factor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor) -> _WhichOneofReturnType__factor | None: ...
+
+Global___Backoff: _TypeAlias = Backoff  # noqa: Y015
+
+@_typing.final
+class Hedge(_message.Message):
+    """When a call that has no answer yet is made a second time, elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTRA_LOAD_FIELD_NUMBER: _builtins.int
+    DELAY_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    extra_load: _builtins.float
+    """Share of calls that may be made twice: 0 to 0.5; 0 is never, unless there is a delay."""
+    attempts: _builtins.int
+    """How often a call is made at most, the first time included: 2 to 10."""
+    @_builtins.property
+    def delay(self) -> _duration_pb2.Duration:
+        """How long to wait, instead of until all but this share would have answered."""
+
+    def __init__(
+        self,
+        *,
+        extra_load: _builtins.float | None = ...,
+        delay: _duration_pb2.Duration | None = ...,
+        attempts: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempts", b"_attempts", "_extra_load", b"_extra_load", "attempts", b"attempts", "delay", b"delay", "extra_load", b"extra_load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempts", b"_attempts", "_extra_load", b"_extra_load", "attempts", b"attempts", "delay", b"delay", "extra_load", b"extra_load"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attempts: _TypeAlias = _typing.Literal["attempts"]  # noqa: Y015
+    _WhichOneofArgType__attempts: _TypeAlias = _typing.Literal["_attempts", b"_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__extra_load: _TypeAlias = _typing.Literal["extra_load"]  # noqa: Y015
+    _WhichOneofArgType__extra_load: _TypeAlias = _typing.Literal["_extra_load", b"_extra_load"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempts) -> _WhichOneofReturnType__attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extra_load) -> _WhichOneofReturnType__extra_load | None: ...
+
+Global___Hedge: _TypeAlias = Hedge  # noqa: Y015
+
+@_typing.final
+class Bulkhead(_message.Message):
+    """How many calls of a method may be out at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    """Calls at a time; 0 is no limit."""
+    queue: _builtins.int
+    """Calls that may wait for their turn; more fail at once."""
+    def __init__(
+        self,
+        *,
+        calls: _builtins.int | None = ...,
+        queue: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_queue", b"_queue", "calls", b"calls", "queue", b"queue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_queue", b"_queue", "calls", b"calls", "queue", b"queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__calls: _TypeAlias = _typing.Literal["calls"]  # noqa: Y015
+    _WhichOneofArgType__calls: _TypeAlias = _typing.Literal["_calls", b"_calls"]  # noqa: Y015
+    _WhichOneofReturnType__queue: _TypeAlias = _typing.Literal["queue"]  # noqa: Y015
+    _WhichOneofArgType__queue: _TypeAlias = _typing.Literal["_queue", b"_queue"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calls) -> _WhichOneofReturnType__calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue) -> _WhichOneofReturnType__queue | None: ...
+
+Global___Bulkhead: _TypeAlias = Bulkhead  # noqa: Y015
 
 METHOD_FIELD_NUMBER: _builtins.int
 method: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___MethodOptions]

@@ -8,7 +8,8 @@
     Limits.parse({"calls": 5}, "limits")        # a table of a file; `base` gives what it leaves out
     Limits(calls=0)                             # ConfigError: settings made in code are held to the same rules
 
-A parser takes the value and the place where it stands, for messages, and raises ConfigError.
+A parser takes the value and the place where it stands, for messages, and raises ConfigError. A table keeps the place of
+every value that was said, so that it can be told where each came from: `origin`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Self, TypeAlias
 
@@ -27,6 +28,10 @@ Parse: TypeAlias = Callable[[Any, str], Any]
 
 NONE = "none"
 OFF = "off"
+
+DEFAULT = "default"
+CODE = "code"
+"""Origins of what no file and no variable has said."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -150,12 +155,19 @@ def table(default: Any, kind: type[Table], *, off: Mapping[str, Any] | None = No
     return field(default=default, metadata={"table": kind, "off": off})
 
 
+@dataclass(frozen=True, slots=True)
 class Table:
-    """A frozen dataclass whose fields know how to parse themselves."""
+    """A frozen dataclass whose fields know how to parse themselves.
+
+    Attributes:
+        said: what a file or a variable said, by the field's name: where it stands there, and its value.
+    """
+
+    said: Mapping[str, tuple[str, Any]] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Settings made in code are held to the same rules. Raises ConfigError."""
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+        for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if "parse" in f.metadata and value != f.default:
                 f.metadata["parse"](value, f"{type(self).__name__}.{f.name}")
@@ -169,8 +181,9 @@ class Table:
         """
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where} is {given!r}; it must be a table")
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.metadata}  # type: ignore[arg-type]  # every subclass is a dataclass
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.metadata}
         values: dict[str, Any] = {}
+        said = dict(base.said) if base is not None else {}
         for name, value in given.items():
             path = f"{where}.{name}" if where else name
             if name not in fields:
@@ -178,7 +191,14 @@ class Table:
             f = fields[name]
             inner = getattr(base, name, None) if base is not None else f.default
             values[name] = parse_field(f, value, path, inner)
-        return dataclasses.replace(base, **values) if base is not None else cls(**values)  # type: ignore[type-var]  # as above
+            said[name] = (path, values[name])
+        return dataclasses.replace(base, **values, said=said) if base is not None else cls(**values, said=said)
+
+    def origin(self, name: str) -> str:
+        """Where the value of a field comes from: its place in a file, a variable's name, DEFAULT or CODE."""
+        value = getattr(self, name)
+        where, said = self.said.get(name, (DEFAULT, type(self).__dataclass_fields__[name].default))
+        return where if said == value else CODE
 
 
 def parse_field(f: dataclasses.Field[Any], value: Any, where: str, base: Any = None) -> Any:
@@ -196,22 +216,50 @@ def parse_field(f: dataclasses.Field[Any], value: Any, where: str, base: Any = N
 
 def leaves(kind: type[Table], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dataclasses.Field[Any]]]:
     """Every setting that is one value, nested ones too: its path and its field."""
-    for f in dataclasses.fields(kind):  # type: ignore[arg-type]  # every subclass is a dataclass
+    for f in dataclasses.fields(kind):
         if "parse" in f.metadata:
             yield (*prefix, f.name), f
         elif "table" in f.metadata:
             yield from leaves(f.metadata["table"], (*prefix, f.name))
 
 
-def replaced(settings: Any, path: tuple[str, ...], value: Any) -> Any:
-    """Settings with another value at a path."""
+def replaced(settings: Any, path: tuple[str, ...], value: Any, where: str) -> Any:
+    """Settings with another value at a path; `where` is who says so."""
     name, *rest = path
-    new = replaced(getattr(settings, name), tuple(rest), value) if rest else value
-    return dataclasses.replace(settings, **{name: new})
+    new = replaced(getattr(settings, name), tuple(rest), value, where) if rest else value
+    return dataclasses.replace(settings, **{name: new}, said={**settings.said, name: (where, new)})
+
+
+def shown(f: dataclasses.Field[Any], value: Any) -> str:
+    """The value of a setting as a file would say it."""
+    if value is None or value == math.inf:
+        return NONE
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, frozenset):
+        return ", ".join(code.name for code in sorted(value)) or NONE
+    if isinstance(value, float):
+        return seconds(value) if _is_time(f.metadata["parse"]) else f"{value:g}"
+    return str(value)
+
+
+def seconds(value: float) -> str:
+    """A length of time as a file would say it: `500ms`, `1.5s`, `5m`."""
+    for unit, size in (("h", 3600), ("m", 60)):
+        if value and value % size == 0:
+            return f"{value / size:g}{unit}"
+    return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:g}s"
+
+
+def _is_time(parse: Parse) -> bool:
+    try:
+        return bool(parse("1s", "") == 1.0)
+    except ConfigError:
+        return False
 
 
 def check(settings: Table, name: str) -> None:
     """Raise ConfigError when a field of settings made in code has a value that its parser would refuse."""
-    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # every subclass is a dataclass
+    for f in dataclasses.fields(settings):
         if "parse" in f.metadata:
             f.metadata["parse"](getattr(settings, f.name), f"{name}.{f.name}")

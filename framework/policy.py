@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
@@ -20,6 +20,7 @@ from typing import Any, Literal, Self, get_args
 from framework.call import Idempotency, Method
 from framework.errors import Code, ConfigError
 from framework.parsing import (
+    DEFAULT,
     Table,
     boolean,
     check,
@@ -41,7 +42,7 @@ FAILURES = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_L
 """Codes with which an endpoint says that it is broken, and another one may not be."""
 
 NO_RETRY = {"attempts": 1}
-NO_HEDGE = {"extra_load": 0.0}
+NO_HEDGE = {"extra_load": 0.0, "delay": "none"}
 NO_BULKHEAD = {"calls": 0}
 NO_BREAKER = {"consecutive": 0, "failure_rate": 0.0, "slow": "none"}
 NO_OUTLIER = {"max_ejected": 0}
@@ -290,7 +291,8 @@ class MethodSettings(Table):
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where} is {given!r}; it must be a table")
         parsed = cls.parse(given, where, cls(**nested))
-        return dataclasses.replace(parsed, **{name: None for name in nested if name not in given})
+        left_out: dict[str, Any] = {name: None for name in nested if name not in given}
+        return dataclasses.replace(parsed, **left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,11 +336,19 @@ class ClientSettings(Table):
     methods: Mapping[str, MethodSettings] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
-    def parse(cls, given: Any, where: str, base: Self | None = None) -> Self:
+    def parse(
+        cls, given: Any, where: str, base: Self | None = None, over: Callable[[Self], Self] = lambda settings: settings
+    ) -> Self:
+        """Settings from a table of a file over `base`; `over` is what still stands above those of the service, but
+        below those of its methods.
+
+        Raises:
+            ConfigError: a name that does not exist, or a value that cannot be used.
+        """
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where} is {given!r}; it must be a table")
         own = {name: value for name, value in given.items() if name != "methods"}
-        settings = super(ClientSettings, cls).parse(own, where, base)
+        settings = over(super(ClientSettings, cls).parse(own, where, base))
         tables = given.get("methods", {})
         if not isinstance(tables, Mapping):
             raise ConfigError(f"{where}.methods is {tables!r}; it must be a table")
@@ -362,6 +372,8 @@ class Policy:
         bulkhead: calls at a time; None is no limit.
         breaker: whether its failures speak against the endpoint.
         criticality: what its calls say they are, where neither the caller nor the call being served says so.
+        origins: where each of them comes from, see `Table.origin`; what is a table itself has its own, and "hedge" and
+            "bulkhead" tell why there is none.
     """
 
     timeout: float | None
@@ -373,6 +385,16 @@ class Policy:
     bulkhead: BulkheadSettings | None
     breaker: bool
     criticality: str | None
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+
+IDEMPOTENCY = "idempotency_level"
+"""Origin of what the proto declares without an option of the framework's."""
+
+
+def options_of(method: Method[Any, Any]) -> str:
+    """Where what a proto's options say comes from."""
+    return f"the options of {method.full_name}"
 
 
 def policy_of(method: Method[Any, Any], settings: ClientSettings) -> Policy:
@@ -381,30 +403,47 @@ def policy_of(method: Method[Any, Any], settings: ClientSettings) -> Policy:
     Raises:
         ConfigError: the options that the method was declared with cannot be used.
     """
-    proto = MethodSettings.over(method.options, f"the options of {method.full_name}", settings)
+    proto = MethodSettings.over(method.options, options_of(method), settings)
     own = settings.methods.get(method.name, MethodSettings())
+    origins: dict[str, str] = {}
 
-    def said(name: str, default: Any) -> Any:
-        for settings in (own, proto):
-            value = getattr(settings, name)
+    def said(name: str, default: Any, origin: str) -> Any:
+        for table in (own, proto):
+            value = getattr(table, name)
             if value is not None:
+                origins[name] = table.origin(name)
                 return None if value == math.inf else value
+        origins[name] = origin
         return default
+
+    def of_service(name: str) -> Any:
+        return said(name, getattr(settings, name), settings.origin(name))
 
     one = not method.server_streaming
     unary = one and not method.client_streaming
-    idempotent = bool(said("idempotent", method.idempotency is not Idempotency.UNKNOWN))
-    hedge = said("hedge", settings.hedge)
-    bulkhead = said("bulkhead", settings.bulkhead)
-    default_timeout = method.timeout if method.timeout is not None else settings.timeout if one else None
-    return Policy(
-        timeout=said("timeout", default_timeout),
-        idle=None if one else said("idle", settings.idle),
-        attempt_timeout=said("attempt_timeout", settings.attempt_timeout) if one else None,
+    declared = method.idempotency is not Idempotency.UNKNOWN
+    if method.timeout is not None:
+        timeout = said("timeout", method.timeout, f"{options_of(method)}.timeout")
+    elif one:
+        timeout = of_service("timeout")
+    else:
+        timeout = said("timeout", None, DEFAULT)
+    idempotent = bool(said("idempotent", declared, IDEMPOTENCY if declared else DEFAULT))
+    hedge, bulkhead = of_service("hedge"), of_service("bulkhead")
+    policy = Policy(
+        timeout=timeout,
+        idle=None if one else of_service("idle"),
+        attempt_timeout=of_service("attempt_timeout") if one else None,
         idempotent=idempotent,
-        retry=said("retry", settings.retry),
+        retry=of_service("retry"),
         hedge=hedge if unary and idempotent and (hedge.extra_load or hedge.delay) else None,
         bulkhead=bulkhead if one and bulkhead.calls else None,
-        breaker=said("breaker", True),
-        criticality=said("criticality", None),
+        breaker=said("breaker", True, DEFAULT),
+        criticality=said("criticality", None, DEFAULT),
+        origins=origins,
     )
+    if policy.hedge is None:
+        origins["hedge"] = hedge.origin("extra_load")
+    if policy.bulkhead is None:
+        origins["bulkhead"] = bulkhead.origin("calls")
+    return policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from framework.codegen.compiler import ProtoError
 from framework.codegen.layout import Layout, identifier, import_line
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
         FileDescriptorProto,
         MethodDescriptorProto,
         ServiceDescriptorProto,
+        SourceCodeInfo,
     )
 
 WIDTH = 120
-SERVICE, METHOD = 6, 2  # field numbers that lead to a service of a file and to a method of a service
+SERVICE, METHOD, OPTIONS = 6, 2, 4  # field numbers: a service of a file, a method of a service, options of a method
 
 Types = Mapping[str, tuple[str, str]]
 """By full name with a leading dot: the proto file that defines a message, and its name there, `Outer.Inner`."""
@@ -98,6 +99,22 @@ def _wrapped(start: str, names: list[str]) -> list[str]:
     return [line] if len(line) <= WIDTH else [f"{start}(", *(f"    {name}," for name in names), ")"]
 
 
+def _literal(value: Any, indent: int, beside: int = 0) -> str:
+    """A value in Python, broken as formatters break it.
+
+    Args:
+        value: a mapping, a list, a text or a number.
+        indent: columns that the line is indented by.
+        beside: columns that something else takes on it.
+    """
+    line = repr(value).replace("'", '"')  # texts are names, and have no quotes
+    if not isinstance(value, dict) or indent + beside + len(line) <= WIDTH:
+        return line
+    inner = indent + 4
+    items = (f'{" " * inner}"{name}": {_literal(one, inner, len(name) + 5)},' for name, one in value.items())
+    return "\n".join(["{", *items, " " * indent + "}"])
+
+
 class _Writer:
     def __init__(self, file: FileDescriptorProto, types: Types, layout: Layout, proto_dir: Path) -> None:
         self.file = file
@@ -148,8 +165,11 @@ class _Writer:
             if level := method.options.idempotency_level:
                 name = method.options.IdempotencyLevel.Name(level)
                 arguments.append(f"idempotency={self.rpc('Idempotency')}.{name}")
-            if timeout := self.timeout(method, (SERVICE, index, METHOD, number)):
+            timeout, options = self.declared(method, (SERVICE, index, METHOD, number))
+            if timeout is not None:
                 arguments.append(f"timeout={timeout!r}")
+            if options:
+                arguments.append(f"options={_literal(options, 8, len('options=,'))}")
             self.lines.append("")
             self.write(f"    {identifier(method.name)} = {self.rpc('Method')}(", arguments, ")")
 
@@ -235,19 +255,21 @@ class _Writer:
         expression = self.message(full_name)
         return self.names.use("typing", "Any") if expression.startswith("getattr") or "(" in expression else expression
 
-    def timeout(self, method: MethodDescriptorProto, path: tuple[int, ...]) -> float | None:
-        """The default deadline in seconds that the proto declares."""
+    def declared(self, method: MethodDescriptorProto, path: tuple[int, ...]) -> tuple[float | None, dict[str, Any]]:
+        """The default deadline in seconds that the proto declares, and what else it says of how the method is called."""
         from framework import options_pb2
+        from framework.options import OptionError, declared
 
-        options = method.options.Extensions[options_pb2.method]
-        if not options.HasField("timeout"):
-            return None
-        seconds = options.timeout.seconds + options.timeout.nanos / 1e9
-        if seconds <= 0:
-            line, column = self.comments[path].span[:2]
-            where = f"{self.path}:{line + 1}:{column + 1}"
-            raise ProtoError(f"{where}: (framework.method).timeout of {method.name} must be positive.")
-        return seconds
+        try:
+            return declared(method.options)
+        except OptionError as error:
+            option = (*path, OPTIONS, options_pb2.METHOD_FIELD_NUMBER)
+            line, column = self.place((*option, error.field), option, path).span[:2]
+            raise ProtoError(f"{self.path}:{line + 1}:{column + 1}: {error}") from None
+
+    def place(self, *paths: tuple[int, ...]) -> SourceCodeInfo.Location:
+        """Where the first of these stands in the file, or the first part of it that has a place of its own."""
+        return next(where for path in paths for known, where in self.comments.items() if known[: len(path)] == path)
 
     def docstring(self, indent: str, path: tuple[int, ...], default: str = "") -> bool:
         """Write the comment above a service or method as its docstring; False when there is nothing to write."""

@@ -149,7 +149,7 @@ def _is_root(out: Path) -> bool:
 def _tools() -> dict[str, str]:
     """What the output depends on besides the input."""
     own = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent.parent / "options.py"):
         own.update(path.read_bytes())
     try:
         versions = {name: importlib.metadata.version(name) for name in ("grpcio-tools", "mypy-protobuf")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from framework.codegen import ProtoError
+from framework.errors import Code
+from framework.policy import BackoffSettings, HedgeSettings, Policy, RetrySettings
 from tests.codegen.conftest import Tree
 
 STORE = """
@@ -87,22 +89,138 @@ def test_options_of_a_method(tree: Tree) -> None:
     assert 'B = Method("S", "B", a_pb2.M, a_pb2.M)' in text
 
 
-@pytest.mark.parametrize("timeout", ["{}", "{ seconds: -1 }"])
-def test_timeout_must_be_positive(tree: Tree, timeout: str) -> None:
-    """A default deadline that no call can meet is a mistake in the proto file, at its line."""
+EVERY_OPTION = """
+import "framework/options.proto";
+service S {
+  rpc A(M) returns (M) {
+    option (framework.method) = {
+      timeout: { seconds: 1 }
+      attempt_timeout: {}
+      retry: {
+        attempts: 2 codes: "UNAVAILABLE" codes: "ABORTED"
+        backoff: { initial: { nanos: 50000000 } factor: 1.5 maximum: { nanos: 500000000 } }
+      }
+      hedge: { extra_load: 0 delay: { nanos: 5000000 } attempts: 3 }
+      bulkhead: { calls: 0 queue: 7 }
+      breaker: false
+      criticality: SHEDDABLE_PLUS
+      idempotent: true
+    };
+  }
+  rpc B(M) returns (stream M) {
+    option (framework.method).idle = { seconds: 60 };
+    option (framework.method).retry = {};
+  }
+}
+message M {}
+"""
+
+EVERY_ARGUMENT = """\
+    A = Method(
+        "S",
+        "A",
+        a_pb2.M,
+        a_pb2.M,
+        timeout=1.0,
+        options={
+            "attempt_timeout": "none",
+            "retry": {
+                "attempts": 2,
+                "codes": ["UNAVAILABLE", "ABORTED"],
+                "backoff": {"initial": 0.05, "factor": 1.5, "maximum": 0.5},
+            },
+            "hedge": {"extra_load": 0.0, "delay": 0.005, "attempts": 3},
+            "bulkhead": {"calls": 0, "queue": 7},
+            "breaker": False,
+            "criticality": "SHEDDABLE_PLUS",
+            "idempotent": True,
+        },
+    )
+
+    B = Method("S", "B", a_pb2.M, a_pb2.M, server_streaming=True, options={"idle": 60.0})
+"""
+
+A_POLICY = Policy(
+    timeout=1.0,
+    idle=None,
+    attempt_timeout=None,
+    idempotent=True,
+    retry=RetrySettings(2, frozenset({Code.UNAVAILABLE, Code.ABORTED}), BackoffSettings(0.05, 1.5, 0.5)),
+    hedge=HedgeSettings(0.0, 0.005, 3),
+    bulkhead=None,
+    breaker=False,
+    criticality="SHEDDABLE_PLUS",
+)
+
+
+def test_every_option(tree: Tree) -> None:
+    """What a proto says of its calls is in the words of the settings; 0 is said, an empty message says nothing."""
+    tree.write("a.proto", EVERY_OPTION)
+    tree.generate()
+    assert EVERY_ARGUMENT in tree.read("a_rpc.py")
+
+
+def test_options_are_the_policy(tree: Tree) -> None:
+    """What the generated module says is what calls are made by, and what the descriptor says is the same."""
+    tree.write("a.proto", EVERY_OPTION)
+    tree.generate()
+    code = """
+from framework.options import declared
+from framework.policy import ClientSettings, policy_of
+from stubs.a_pb2 import DESCRIPTOR
+from stubs.a_rpc import SMethods
+method = SMethods.A
+options = DESCRIPTOR.services_by_name["S"].methods_by_name["A"].GetOptions()
+print((method.timeout, method.options) == declared(options))
+print(policy_of(method, ClientSettings(attempt_timeout=5.0)))
+"""
+    assert tree.python(code) == f"True\n{A_POLICY!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (".timeout = {}", "3:10: (framework.method).timeout is 0; it must be more than that"),
+        (".timeout = { seconds: -1 }", "3:10: (framework.method).timeout is -1s; it must not be negative"),
+        (
+            ".retry = { attempts: 99 }",
+            "3:10: (framework.method).retry.attempts is 99; it must be a whole number from 1 to 10",
+        ),
+        (
+            '.retry.codes = "UNAVAILBLE"',
+            "3:10: (framework.method).retry.codes has 'UNAVAILBLE', which is no code of a failure. "
+            "Did you mean UNAVAILABLE?",
+        ),
+        (
+            " = { breaker: true hedge: { attempts: 1 } }",
+            "3:10: (framework.method).hedge.attempts is 1; it must be a whole number from 2 to 10",
+        ),
+        (
+            " = { retry: { backoff: { initial: { seconds: 5 } } } }",
+            "3:10: backoff.initial is 5s, more than backoff.maximum, 1s",
+        ),
+        (
+            " = { retry: { backoff: { maximum: { nanos: -1 } } } }",
+            "3:10: (framework.method).retry.backoff.maximum is -1e-09s; it must not be negative",
+        ),
+        (
+            ".criticality = CRITICALLY",
+            '3:50: Enum type "framework.Criticality" has no value named "CRITICALLY" for option '
+            '"framework.MethodOptions.criticality".',
+        ),
+        (" = { retries: 2 }", '3:38: Error while parsing option value for "method": '),
+    ],
+)
+def test_options_that_cannot_be_used(tree: Tree, options: str, expected: str) -> None:
+    """What no settings may say, no proto may; the message has the line of the option."""
     tree.write(
         "a.proto",
-        f"""
-        import "framework/options.proto";
-        service S {{
-          rpc A(M) returns (M) {{ option (framework.method).timeout = {timeout}; }}
-        }}
-        message M {{}}""",
+        'import "framework/options.proto"; message M {} service S { rpc A(M) returns (M) { option deprecated = true;\n'
+        f"         option (framework.method){options};\n}} }}",
     )
     with pytest.raises(ProtoError) as caught:
         tree.generate()
-    where = tree.protos / "a.proto"
-    assert str(caught.value) == f"{where}:5:11: (framework.method).timeout of A must be positive."
+    assert str(caught.value).startswith(f"{tree.protos / 'a.proto'}:{expected}")
 
 
 def test_comments_are_quoted(tree: Tree) -> None:

@@ -44,6 +44,7 @@ class InventoryMethods:
         inventory_pb2.Stock,
         server_streaming=True,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        options={"idle": "none"},
     )
 
     ReceiveStock = Method(

@@ -20,6 +20,7 @@ class OrdersMethods:
         orders_pb2.Order,
         idempotency=Idempotency.IDEMPOTENT,
         timeout=5.0,
+        options={"criticality": "CRITICAL_PLUS"},
     )
 
     GetOrder = Method(
@@ -54,6 +55,7 @@ class OrdersMethods:
         orders_pb2.Basket,
         client_streaming=True,
         server_streaming=True,
+        idempotency=Idempotency.NO_SIDE_EFFECTS,
     )
 
 

@@ -18,6 +18,7 @@ class PaymentsMethods:
         payments_pb2.ChargeRequest,
         payments_pb2.Payment,
         idempotency=Idempotency.IDEMPOTENT,
+        options={"retry": {"attempts": 5}, "hedge": {"extra_load": 0.0}, "criticality": "CRITICAL_PLUS"},
     )
 
     Refund = Method(

@@ -1,0 +1,79 @@
+"""What a proto says of how its methods are called, in the words of `[client.NAME.methods.METHOD]`.
+
+    option (framework.method) = { timeout: { seconds: 1 } retry: { attempts: 2 codes: "UNAVAILABLE" } };
+
+    declared(options) == (1.0, {"retry": {"attempts": 2, "codes": ["UNAVAILABLE"]}})
+
+Generated code has it written out; whoever has only descriptors, as by reflection, reads it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, duration_pb2
+
+from framework import options_pb2
+from framework.errors import ConfigError
+from framework.parsing import NONE
+from framework.policy import ClientSettings, MethodSettings
+
+NAME = "(framework.method)"
+"""What the option is called in a proto file."""
+
+FOR_EVER = ("idle", "attempt_timeout")
+"""Lengths of time of which 0 means that there is no end."""
+
+
+class OptionError(ConfigError):
+    """An option that cannot be used.
+
+    Attributes:
+        field: its number in framework.MethodOptions.
+    """
+
+    def __init__(self, message: str, field: int) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def declared(options: descriptor_pb2.MethodOptions) -> tuple[float | None, dict[str, Any]]:
+    """The timeout that the options of a method declare, and everything else.
+
+    Raises:
+        OptionError: a value that no settings may have either.
+    """
+    timeout: float | None = None
+    said: dict[str, Any] = {}
+    for field, value in options.Extensions[options_pb2.method].ListFields():
+        name = field.name
+        try:
+            if name == "timeout":
+                timeout = _plain(name, value)
+                if timeout == 0:
+                    raise ConfigError(f"{NAME}.timeout is 0; it must be more than that")
+                continue
+            plain = _plain(name, value)
+            MethodSettings.over({name: plain}, NAME, ClientSettings())
+        except ConfigError as error:
+            raise OptionError(str(error), field.number) from None
+        if plain != {}:
+            said[name] = plain
+    return timeout, said
+
+
+def _plain(path: str, value: Any) -> Any:
+    """A value of an option as TOML would give it."""
+    if isinstance(value, duration_pb2.Duration):
+        seconds = value.seconds + value.nanos / 1e9
+        if seconds < 0:
+            raise ConfigError(f"{NAME}.{path} is {seconds:g}s; it must not be negative")
+        return NONE if seconds == 0 and path in FOR_EVER else seconds
+    if path == "criticality":
+        return options_pb2.Criticality.Name(value)
+    if isinstance(value, bool | int | float):
+        return value
+    if not hasattr(value, "ListFields"):
+        return list(value)
+    nested = {field.name: _plain(f"{path}.{field.name}", inner) for field, inner in value.ListFields()}
+    return {name: inner for name, inner in nested.items() if inner != {}}
