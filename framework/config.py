@@ -81,6 +81,14 @@ class Stamp:
     def of(cls, stat: os.stat_result) -> Stamp:
         return cls(stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
+    @classmethod
+    def now(cls, path: Path) -> Stamp | None:
+        """Of a file as it is; None when it cannot be reached."""
+        try:
+            return cls.of(path.stat())
+        except OSError:
+            return None
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -91,12 +99,14 @@ class Source:
         path: the same, wherever the process has gone since.
         stamp: what the file looked like then; None when there was none.
         environ: the variables that were read over it.
+        read: the settings as they were read, before code changed any.
     """
 
     file: Path
     path: Path
     stamp: Stamp | None
     environ: Mapping[str, str]
+    read: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +118,7 @@ class Settings:
         server: the server of this process.
         client: the client settings of every service not named in `clients`.
         clients: settings by service name, complete.
-        source: where they were read from; None for settings made in code. Whoever has a source is kept up to date with
-            it, see `framework.reload`.
+        source: where they were read from; None for settings made in code.
     """
 
     registry: str = "local"
@@ -147,9 +156,9 @@ class Settings:
             settings = cls._from_tables(tables, variables)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        registry = environ.get("FRAMEWORK_REGISTRY") or settings.registry
-        source = Source(file, Path.cwd() / file, stamp, environ)
-        return dataclasses.replace(settings, registry=registry, source=source)
+        if environ.get("FRAMEWORK_REGISTRY"):
+            settings = dataclasses.replace(settings, registry=environ["FRAMEWORK_REGISTRY"])
+        return dataclasses.replace(settings, source=Source(file, Path.cwd() / file, stamp, environ, settings))
 
     @classmethod
     def _from_tables(cls, tables: Mapping[str, Any], variables: Sequence[_Variable]) -> Settings:

@@ -163,7 +163,8 @@ class Table:
         said: what a file or a variable said, by the field's name: where it stands there, and its value.
     """
 
-    said: Mapping[str, tuple[str, Any]] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    # Any: of a type of its own, `BackoffSettings(**changes)` would not pass type checks.
+    said: Any = field(default_factory=dict, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Settings made in code are held to the same rules. Raises ConfigError."""

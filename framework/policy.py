@@ -291,8 +291,7 @@ class MethodSettings(Table):
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where} is {given!r}; it must be a table")
         parsed = cls.parse(given, where, cls(**nested))
-        left_out: dict[str, Any] = {name: None for name in nested if name not in given}
-        return dataclasses.replace(parsed, **left_out)
+        return dataclasses.replace(parsed, **{name: None for name in nested if name not in given})
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,10 +407,10 @@ def policy_of(method: Method[Any, Any], settings: ClientSettings) -> Policy:
     origins: dict[str, str] = {}
 
     def said(name: str, default: Any, origin: str) -> Any:
-        for table in (own, proto):
-            value = getattr(table, name)
+        for stated in (own, proto):
+            value = getattr(stated, name)
             if value is not None:
-                origins[name] = table.origin(name)
+                origins[name] = stated.origin(name)
                 return None if value == math.inf else value
         origins[name] = origin
         return default

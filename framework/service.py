@@ -31,6 +31,7 @@ from framework.config import QUICK_DRAIN, Drain, ServerSettings, Settings, activ
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import open_registry
 from framework.errors import ConfigError, FrameworkError, mistakes
+from framework.reload import watch
 from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
@@ -156,6 +157,7 @@ class Service:
         settings = settings or self.settings or Settings.load()
         active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
         async with contextlib.AsyncExitStack() as exits:
+            exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
             pipeline = await exits.enter_async_context(self.assembled())
             if registry is None and settings.registry != NO_REGISTRY:
                 registry = open_registry(settings.registry)

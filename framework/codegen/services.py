@@ -256,7 +256,7 @@ class _Writer:
         return self.names.use("typing", "Any") if expression.startswith("getattr") or "(" in expression else expression
 
     def declared(self, method: MethodDescriptorProto, path: tuple[int, ...]) -> tuple[float | None, dict[str, Any]]:
-        """The default deadline in seconds that the proto declares, and what else it says of how the method is called."""
+        """The default deadline in seconds that the proto declares, and what else it says of the method's calls."""
         from framework import options_pb2
         from framework.options import OptionError, declared
 
