@@ -147,7 +147,7 @@ def _file_of(settings: Settings) -> SettingsFile | None:
     if settings.source is None:
         return None
     file = _files.get(settings.source.path)
-    if file is None or not file.looking:
+    if file is None:
         file = _files[settings.source.path] = SettingsFile(settings.source)
     return file
 
@@ -175,13 +175,7 @@ class SettingsFile:
         self._refused = False
         self._callbacks: list[Callable[[Settings], object]] = []
         self._followers: weakref.WeakKeyDictionary[Configurable, str] = weakref.WeakKeyDictionary()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def looking(self) -> bool:
-        """It looks at the file by itself."""
-        return self._timer is not None and self._loop is not None and self._loop.is_running()
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it looks from
 
     def watch(self, callback: Callable[[Settings], object]) -> Callable[[], None]:
         """Call back with the settings whenever they have changed, until what is returned is called."""
@@ -203,17 +197,18 @@ class SettingsFile:
         return leave
 
     def _start(self) -> None:
-        if not self.looking:
-            self._loop = asyncio.get_running_loop()
-            self._again(self._loop)
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # none yet, or one that has ended: there is one per process
+            self._loop = loop
+            self._again(loop)
 
     def _again(self, loop: asyncio.AbstractEventLoop) -> None:
         # A context of its own, or the call that came first would be kept alive by it.
-        self._timer = loop.call_later(INTERVAL, self._tick, loop, context=contextvars.Context())
+        loop.call_later(INTERVAL, self._tick, loop, context=contextvars.Context())
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
         if not self._callbacks and not self._followers:
+            self._loop = None
             _files.pop(self.path, None)
             return
         try:

@@ -48,6 +48,11 @@ def replace(file: Path, content: str) -> None:
     new.replace(file)
 
 
+def remove(file: Path) -> None:
+    """Leave nothing there."""
+    file.unlink()
+
+
 def load(file: Path, content: str = "", **environ: str) -> Settings:
     """The settings of a file and an environment."""
     replace(file, content)
@@ -65,37 +70,43 @@ def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "framework.settings")
 
 
-def differences(file: Path, old: str, new: str) -> list[str]:
+def differences(file: Path, old: str, new: str) -> str:
     """The changes between two files, those that need a restart with an exclamation mark."""
     found = changes(load(file, old), load(file, new))
-    return [f"{change}{'!' if change.restart else ''}" for change in found]
+    return " ".join(f"{change}{'!' if change.restart else ''}" for change in found)
+
+
+CATALOG, GET = "[client.catalog]\n", "[client.catalog.methods.Get]\n"
+FAILURES = "UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("", "", []),
-        ("", '[client]\ntimeout = "10s"', []),
-        ("", '[client]\ntimeout = "500ms"', ["client.timeout 10s -> 500ms"]),
-        ("", '[client]\nidle = "none"', ["client.idle 30s -> none"]),
-        ("", '[client]\nbalancer = "round_robin"', ["client.balancer peak_ewma -> round_robin"]),
-        ("", "[client.retry]\nattempts = 5\nbackoff.factor = 3", ["client.retry.attempts 3 -> 5", "client.retry.backoff.factor 2 -> 3"]),
-        ("", '[client]\nretry.codes = ["ABORTED"]', ["client.retry.codes UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS -> ABORTED"]),
-        ("", '[client]\nhedge = "off"', ["client.hedge.extra_load 0.02 -> 0"]),
-        ('[client.catalog]\ntimeout = "1s"', '[client.catalog]\ntimeout = "5m"', ["client.catalog.timeout 1s -> 5m"]),
-        ("", '[client.catalog]\ntimeout = "1s"', ["client.catalog.timeout 10s -> 1s"]),
-        ('[client.catalog]\ntimeout = "1s"', "", ["client.catalog.timeout 1s -> 10s"]),
-        ('[client.catalog]\nidle = "1s"', '[client]\ntimeout = "2s"\n[client.catalog]\nidle = "1s"', ["client.timeout 10s -> 2s"]),
-        ("", '[client.catalog.methods.Get]\ntimeout = "1s"', ["client.catalog.methods.Get.timeout unset -> 1s"]),
-        ('[client.catalog.methods.Get]\nidle = "none"', "", ["client.catalog.methods.Get.idle none -> unset"]),
-        ("", "[client.catalog.methods.Get]\nretry.attempts = 5", ["client.catalog.methods.Get.retry.attempts 3 -> 5"]),
-        ("", "[client.catalog.methods.Get]\nbreaker = false", ["client.catalog.methods.Get.breaker unset -> false"]),
-        ("", '[client.methods.Get]\ntimeout = "1s"\n[client.catalog]', ["client.methods.Get.timeout unset -> 1s"]),
-        ("", 'registry = "static://a:1"', ["registry local -> static://a:1!"]),
-        ("", "[server]\nport = 1\ndrain.grace = 5", ["server.port 0 -> 1!", "server.drain.grace 30s -> 5s!"]),
+        ("", "", ""),
+        ("", '[client]\ntimeout = "10s"', ""),
+        ("", '[client]\ntimeout = "500ms"', "client.timeout 10s -> 500ms"),
+        ("", '[client]\nidle = "none"', "client.idle 30s -> none"),
+        ("", '[client]\nbalancer = "round_robin"', "client.balancer peak_ewma -> round_robin"),
+        ("", "[client]\nretry.attempts = 5", "client.retry.attempts 3 -> 5"),
+        ("", "[client]\nretry.backoff.factor = 3", "client.retry.backoff.factor 2 -> 3"),
+        ("", '[client]\nretry.codes = ["ABORTED"]', f"client.retry.codes {FAILURES} -> ABORTED"),
+        ("", '[client]\nhedge = "off"', "client.hedge.extra_load 0.02 -> 0"),
+        ("", f'{CATALOG}timeout = "1s"', "client.catalog.timeout 10s -> 1s"),
+        (f'{CATALOG}timeout = "1s"', f'{CATALOG}timeout = "5m"', "client.catalog.timeout 1s -> 5m"),
+        (f'{CATALOG}timeout = "1s"', "", "client.catalog.timeout 1s -> 10s"),
+        (CATALOG, f'[client]\ntimeout = "2s"\n{CATALOG}', "client.timeout 10s -> 2s"),
+        ("", f'{GET}timeout = "1s"', "client.catalog.methods.Get.timeout unset -> 1s"),
+        (f'{GET}idle = "none"', "", "client.catalog.methods.Get.idle none -> unset"),
+        ("", f"{GET}retry.attempts = 5", "client.catalog.methods.Get.retry.attempts 3 -> 5"),
+        (GET, f"[client]\nretry.attempts = 5\n{GET}", "client.retry.attempts 3 -> 5"),
+        ("", f"{GET}breaker = false", "client.catalog.methods.Get.breaker unset -> false"),
+        (CATALOG, f'[client.methods.Get]\ntimeout = "1s"\n{CATALOG}', "client.methods.Get.timeout unset -> 1s"),
+        ("", 'registry = "static://a:1"', "registry local -> static://a:1!"),
+        ("", "[server]\nport = 1\ndrain.grace = 5", "server.port 0 -> 1! server.drain.grace 30s -> 5s!"),
     ],
-)  # fmt: skip
-def test_changes(file: Path, old: str, new: str, expected: list[str]) -> None:
+)
+def test_changes(file: Path, old: str, new: str, expected: str) -> None:
     """Each setting that differs is named where it is said, with its values as the file would say them."""
     assert differences(file, old, new) == expected
 
@@ -168,7 +179,7 @@ async def test_a_missing_file(file: Path, caplog: pytest.LogCaptureFixture) -> N
     """A file that goes changes nothing; when it is there again, what it says counts."""
     settings = load(file, '[client]\ntimeout = "1s"')
     follow(settings, "catalog", catalog := Follower())
-    file.unlink()
+    remove(file)
     await asyncio.sleep(60)
     assert catalog.applied == []
     replace(file, '[client]\ntimeout = "2s"')
@@ -353,16 +364,17 @@ def test_repr(file: Path) -> None:
 async def test_a_service_follows_its_file(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While it runs, changes of its file are logged; on a real clock."""
+    """While it runs, changes of its file are read; on a real clock."""
     monkeypatch.setattr("framework.reload.INTERVAL", 0.01)
     settings = load(file, 'registry = "none"')
     service = Service("empty", settings=settings)
     service.may_be_empty = True
+    said = asyncio.Event()
+    caplog.handler.addFilter(lambda record: said.set() is None)
     async with service.running():
+        said.clear()
         replace(file, 'registry = "none"\n[server]\nport = 1')
-        async with asyncio.timeout(10):
-            while not lines(caplog, file):
-                await asyncio.sleep(0.01)
+        await asyncio.wait_for(said.wait(), 10)
     assert lines(caplog, file) == ["FILE has changed: server.port 0 -> 1; this takes effect after a restart"]
 
 
