@@ -36,6 +36,17 @@ class Follower:
         return "<Follower>"
 
 
+class Heard(logging.Handler):
+    """Tells when something is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.something = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.something.set()
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "framework.toml"
@@ -369,12 +380,11 @@ async def test_a_service_follows_its_file(
     settings = load(file, 'registry = "none"')
     service = Service("empty", settings=settings)
     service.may_be_empty = True
-    said = asyncio.Event()
-    caplog.handler.addFilter(lambda record: said.set() is None)
     async with service.running():
-        said.clear()
+        logging.getLogger("framework.settings").addHandler(heard := Heard())
         replace(file, 'registry = "none"\n[server]\nport = 1')
-        await asyncio.wait_for(said.wait(), 10)
+        await asyncio.wait_for(heard.something.wait(), 10)
+        logging.getLogger("framework.settings").removeHandler(heard)
     assert lines(caplog, file) == ["FILE has changed: server.port 0 -> 1; this takes effect after a restart"]
 
 
