@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, duration_pb2
+from google.protobuf import descriptor, descriptor_pb2, duration_pb2, message_factory
 
 from framework import options_pb2
+from framework.call import Idempotency, Method
 from framework.errors import ConfigError
 from framework.parsing import NONE
 from framework.policy import ClientSettings, MethodSettings
@@ -60,6 +61,28 @@ def declared(options: descriptor_pb2.MethodOptions) -> tuple[float | None, dict[
         if plain != {}:
             said[name] = plain
     return timeout, said
+
+
+def method_of(described: descriptor.MethodDescriptor) -> Method[Any, Any]:
+    """The method that a descriptor describes, as generated code would have it.
+
+    Raises:
+        OptionError: a value that no settings may have either.
+    """
+    # Over the wire once: the descriptor may be of a pool that does not know the framework's options.
+    options = descriptor_pb2.MethodOptions.FromString(described.GetOptions().SerializeToString())
+    timeout, said = declared(options)
+    return Method(
+        described.containing_service.full_name,
+        described.name,
+        message_factory.GetMessageClass(described.input_type),
+        message_factory.GetMessageClass(described.output_type),
+        client_streaming=described.client_streaming,
+        server_streaming=described.server_streaming,
+        idempotency=Idempotency(options.idempotency_level),
+        timeout=timeout,
+        options=said,
+    )
 
 
 def _plain(path: str, value: Any) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
     """What `add_parser` of a command is given."""
 
-COMMANDS = ("new", "generate", "run", "services", "call")
+COMMANDS = ("new", "generate", "run", "services", "call", "explain")
 """The modules of the commands, in the order of the help."""
 
 EXAMPLES = """\
@@ -30,6 +30,7 @@ examples:
   framework run shop.catalog:service               serve until Ctrl-C
   framework services --watch                       who is there
   framework call shop.catalog.v1.Catalog/GetProduct '{"id": "p1"}'
+  framework explain shop.catalog.v1.Catalog/GetProduct
 
 `framework COMMAND --help` tells more about a command."""
 

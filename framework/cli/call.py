@@ -16,6 +16,8 @@ from framework.errors import ConfigError
 from framework.parsing import duration
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import ServiceDescriptor
+
     from framework.call import Method
     from framework.cli import Commands
     from framework.client.dropin import Channel
@@ -51,7 +53,7 @@ def add_parser(subparsers: Commands) -> None:
         "--timeout",
         type=_seconds,
         metavar="DURATION",
-        help="10 (s), 500ms; default 10 for one reply, none for a stream",
+        help="10 (s), 500ms; default 10 for one reply, the proto's or none for a stream",
     )
     parser.add_argument("--header", "-H", action="append", default=[], metavar="NAME:VALUE", help="metadata to send")
     parser.set_defaults(run=run)
@@ -81,11 +83,11 @@ async def _run(args: argparse.Namespace) -> int:
     from framework.client.connect import connect
     from framework.client.stub import StreamReply, UnaryReply
 
-    name, service, method_name = _names(args.method)
+    name, service, method_name = names(args.method)
     metadata = tuple(_header(text) for text in args.header)
     settings = Settings.load()
     registry = args.registry or settings.registry
-    target = args.target or await _find(name, service, registry)
+    target = args.target or await find(name, service, registry)
     async with connect(target, settings=_with_registry(settings, registry)) as channel:
         method = await reflect(channel, service, method_name, args.timeout or TIMEOUT)
         requests = _requests(args.json, method)
@@ -105,7 +107,8 @@ def _with_registry(settings: Settings, registry: str) -> Settings:
     return dataclasses.replace(settings, registry=registry)
 
 
-def _names(text: str) -> tuple[str, str, str]:
+def names(text: str) -> tuple[str, str, str]:
+    """The parts of [NAME/]SERVICE/METHOD; without a NAME that is empty."""
     parts = text.strip("/").replace(":", "/").split("/")
     if len(parts) == 2:
         return "", parts[0], parts[1]
@@ -127,7 +130,7 @@ def _header(text: str) -> tuple[str, str | bytes]:
         raise ConfigError(f"--header {text!r}: {error} (name:value, and base64 for a name that ends in -bin)") from None
 
 
-async def _find(name: str, service: str, url: str) -> str:
+async def find(name: str, service: str, url: str) -> str:
     """The registered name of who serves a full service name: what says so itself by reflection."""
     from framework.client.connect import connect
     from framework.discovery.targets import open_registry
@@ -258,9 +261,31 @@ async def reflect(channel: Channel, service: str, name: str, timeout: float = TI
     Raises:
         ConfigError: the server does not have it; the message says what it has.
     """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    return find_method(await describe(channel, service, timeout), name)
 
-    from framework.call import Method
+
+def find_method(service: ServiceDescriptor, name: str) -> Method[Any, Any]:
+    """A method of a service by its name.
+
+    Raises:
+        ConfigError: there is none; the message says which there are.
+    """
+    from framework.options import method_of
+
+    found = service.methods_by_name.get(name)
+    if found is None:
+        there = ", ".join(sorted(service.methods_by_name))
+        raise ConfigError(f"{service.full_name} has no method {name}. It has: {there}")
+    return method_of(found)
+
+
+async def describe(channel: Channel, service: str, timeout: float = TIMEOUT) -> ServiceDescriptor:
+    """A service, as the server describes it.
+
+    Raises:
+        ConfigError: the server does not have it; the message says what it has.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool
 
     reply = await _ask(channel, timeout, file_containing_symbol=service)
     if reply.HasField("error_response"):
@@ -287,19 +312,8 @@ async def reflect(channel: Channel, service: str, name: str, timeout: float = TI
     for file in tuple(files.values()):
         await add(file)
     try:
-        descriptor = pool.FindServiceByName(service)
+        return pool.FindServiceByName(service)
     except KeyError:
         raise ConfigError(
             f"{service} is no service; the server serves {', '.join(await list_services(channel))}"
         ) from None
-    found = descriptor.methods_by_name.get(name)
-    if found is None:
-        raise ConfigError(f"{service} has no method {name}. It has: {', '.join(sorted(descriptor.methods_by_name))}")
-    return Method(
-        service,
-        name,
-        message_factory.GetMessageClass(found.input_type),
-        message_factory.GetMessageClass(found.output_type),
-        client_streaming=found.client_streaming,
-        server_streaming=found.server_streaming,
-    )

@@ -12,6 +12,6 @@ another), messages (`_pb2`), services (`_rpc`).
 """
 
 from framework.codegen.compiler import ProtoError
-from framework.codegen.tree import Result, Stale, generate
+from framework.codegen.tree import Result, Stale, describe, generate
 
-__all__ = ["ProtoError", "Result", "Stale", "generate"]
+__all__ = ["ProtoError", "Result", "Stale", "describe", "generate"]

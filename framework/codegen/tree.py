@@ -15,10 +15,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework.codegen.layout import Layout
 from framework.errors import FrameworkError
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 MANIFEST = ".framework-generate.json"
 LEFT_OVER = "left over"
@@ -98,6 +101,18 @@ def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
     except OSError as error:
         raise FrameworkError(f"cannot write to {out}: {error.strerror}. Choose another with --out.") from error
     return Result(changed, removed, unchanged, warnings=warnings)
+
+
+def describe(proto_dir: Path) -> Mapping[str, FileDescriptorProto]:
+    """The descriptions of all proto files of a tree by name, imported ones included.
+
+    Raises:
+        ProtoError: a proto file has mistakes.
+        FrameworkError: the directory is missing or empty.
+    """
+    from framework.codegen.compiler import compile_protos
+
+    return compile_protos(proto_dir, _protos(proto_dir)).files
 
 
 def render(proto_dir: Path, protos: Sequence[str], *, root: bool) -> tuple[dict[str, str], tuple[str, ...]]:
