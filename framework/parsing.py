@@ -57,6 +57,18 @@ def period(value: Any, where: str) -> float:
     return seconds
 
 
+def span(low: float, high: float) -> Callable[[Any, str], float]:
+    """A parser of durations from `low` to `high` seconds."""
+
+    def parse(value: Any, where: str) -> float:
+        parsed = duration(value, where)
+        if not low <= parsed <= high:
+            raise ConfigError(f"{where} is {value!r}; it must be from {seconds(low)} to {seconds(high)}")
+        return parsed
+
+    return parse
+
+
 def optional(parse: Parse) -> Parse:
     """A parser that takes `"none"` too, which is None."""
     return lambda value, where: None if value in (None, NONE) else parse(value, where)

@@ -33,6 +33,7 @@ from framework.parsing import (
     optional,
     period,
     setting,
+    span,
     table,
 )
 
@@ -252,8 +253,8 @@ class KeepaliveSettings(Table):
         timeout: seconds that its answer may take before the connection is given up.
     """
 
-    interval: float = setting(10.0, number(1, 86_400))
-    timeout: float = setting(5.0, number(0.1, 3600))
+    interval: float = setting(10.0, span(1, 86_400))
+    timeout: float = setting(5.0, span(0.1, 3600))
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def _from_protos(folder: Path, name: str, service: str, settings: Settings) -> F
 
 
 def _guessed(service: ServiceDescriptor, where: str, settings: Settings) -> Found:
-    """A service that is registered nobody knows as what: as a part of its name that settings know, or as the last."""
+    """A service whose registered name nobody has said: a part of its full name that the settings know, or the last."""
     parts = service.full_name.lower().replace("_", "-").split(".")
     name = next((part for part in reversed(parts) if part in settings.clients), parts[-1])
     if name in settings.clients or not settings.clients:

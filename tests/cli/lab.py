@@ -82,11 +82,11 @@ if __name__ == "__main__":
 SERVES = re.compile(r"serves on (\S+), (?:registered in (\S+) as (\S+)|not registered)\n")
 
 
-def write(folder: Path) -> Path:
-    """Put `lab_service.py` and what is generated from the proto into a directory, which is returned."""
+def write(folder: Path, proto: str = PROTO) -> Path:
+    """Put `lab_service.py`, the proto and what is generated from it into a directory, which is returned."""
     protos = folder / "protos" / "lab" / "v1"
     protos.mkdir(parents=True)
-    (protos / "lab.proto").write_text(PROTO)
+    (protos / "lab.proto").write_text(proto)
     generate(folder / "protos", folder)
     (folder / "lab_service.py").write_text(SERVICE)
     return folder

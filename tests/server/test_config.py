@@ -187,6 +187,8 @@ NO_DURATION = 'which is no duration; write for example "500ms", "30s" or "5m"'
             '[client]\nbalancer = "random"',
             "FILE client.balancer is 'random'; choose one of peak_ewma, least_loaded, round_robin, weighted",
         ),
+        ("[client]\nkeepalive.interval = '2d'", f"FILE client.keepalive.interval is '2d', {NO_DURATION}"),
+        ("[client]\nkeepalive.interval = '1ms'", "FILE client.keepalive.interval is '1ms'; it must be from 1s to 24h"),
         ("[client]\nmethods = 7", "FILE client.methods is 7; it must be a table"),
         ("[client.catalog]\nmethods = 7", "FILE client.catalog.methods is 7; it must be a table"),
         ("[client.catalog.methods]\nGet = 7", "FILE client.catalog.methods.Get is 7; it must be a table"),
