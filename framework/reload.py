@@ -6,8 +6,9 @@
     | cannot be used              | one line says why; the settings stay                                      |
     | is gone                     | one line, when there was one; the settings stay                           |
 
-Client settings take effect at once, for every channel that follows. Those of the server and the registry are what a
-process was started with: a change of them is logged as one that needs a restart.
+Client settings take effect with the next call, on every channel that follows. Those of the server, the registry and
+what connections are made with are those that a process was started with: a change of them is logged as one that needs
+a restart.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class Change:
 
 UNSET = "unset"
 
+FIXED = ("connect_timeout", "keepalive", "max_message")
+"""Client settings that a connection is made with."""
+
 
 def changes(old: Settings, new: Settings) -> list[Change]:
     """What differs between two settings; what a service or a method only inherits is named where it is said."""
@@ -102,7 +106,7 @@ def _table(path: str, old: Table, new: Table, above: Above | None = None) -> Ite
             continue
         unset = isinstance(new, MethodSettings) and len(names) == 1
         before, after = (UNSET if unset and value is None else shown(f, value) for value in (was, now))
-        yield Change(".".join((path, *names)), before, after)
+        yield Change(".".join((path, *names)), before, after, restart=names[0] in FIXED)
 
 
 def _get(table: Any, names: tuple[str, ...]) -> Any:

@@ -113,6 +113,7 @@ FAILURES = "UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS"
         (GET, f"[client]\nretry.attempts = 5\n{GET}", "client.retry.attempts 3 -> 5"),
         ("", f"{GET}breaker = false", "client.catalog.methods.Get.breaker unset -> false"),
         (CATALOG, f'[client.methods.Get]\ntimeout = "1s"\n{CATALOG}', "client.methods.Get.timeout unset -> 1s"),
+        ("", '[client]\nkeepalive.timeout = "1s"', "client.keepalive.timeout 5s -> 1s!"),
         ("", 'registry = "static://a:1"', "registry local -> static://a:1!"),
         ("", "[server]\nport = 1\ndrain.grace = 5", "server.port 0 -> 1! server.drain.grace 30s -> 5s!"),
     ],
