@@ -271,7 +271,9 @@ def test_off_is_off_whatever_stood_below(tmp_path: Path) -> None:
 def test_the_environment_is_below_the_method(tmp_path: Path) -> None:
     """What a method's table leaves out is as it is for the service, the environment included."""
     file = tmp_path / "framework.toml"
-    file.write_text("[client.catalog.methods.Get]\nretry.backoff.factor = 3", encoding="utf-8")
+    file.write_text(
+        "[client.catalog]\nretry.attempts = 2\n[client.catalog.methods.Get]\nretry.backoff.factor = 3", encoding="utf-8"
+    )
     own = Settings.load(file, {"FRAMEWORK_CLIENT_RETRY_ATTEMPTS": "7"}).client_for("catalog")
     retry = policy_of(SAFE, own).retry
     assert (retry.attempts, retry.backoff.factor) == (7, 3.0)
