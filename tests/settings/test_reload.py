@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from framework import ClientSettings, ConfigError, ServerSettings, Service, Settings
+from framework import ClientSettings, ConfigError, DeadlineExceeded, ServerSettings, Service, Settings
 from framework.reload import SettingsFile, changes, follow, watch
-from framework.testing import run_virtual
+from framework.testing import Network, run_virtual
 from tests.cli.lab import serving, write
+from tests.invariants.echo import EchoClient, EchoMethods, text
 
 LOOKS = 2.5
 """Seconds in which a change is seen and has settled."""
@@ -336,6 +337,25 @@ async def test_those_who_leave(file: Path, caplog: pytest.LogCaptureFixture) -> 
     replace(file, '[client]\ntimeout = "2s"')
     await asyncio.sleep(LOOKS)
     assert [one.timeout for one in again.applied] == [2.0]
+
+
+@pytest.mark.virtual_time
+async def test_a_channel_follows(file: Path, network: Network) -> None:
+    """A client that is in use goes by the new settings from its next call on."""
+    settings = load(file, '[client.echo]\ntimeout = "1s"')
+    network.script("echo").on(EchoMethods.UnaryUnary).hang()
+    channel = network.connect("echo", settings=settings)
+    client = EchoClient(channel)
+    follow(settings, "echo", channel)
+    took = []
+    for timeout in (1, 0.5, 3):
+        replace(file, f"[client.echo]\ntimeout = {timeout}")
+        await asyncio.sleep(LOOKS)
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExceeded):
+            await client.UnaryUnary(text("x"))
+        took.append(asyncio.get_running_loop().time() - start)
+    assert took == pytest.approx([1, 0.5, 3])
 
 
 def test_another_loop(file: Path) -> None:
