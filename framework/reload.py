@@ -116,14 +116,17 @@ def _get(table: Any, names: tuple[str, ...]) -> Any:
 
 
 def follow(settings: Settings, service: str, follower: Configurable) -> Callable[[], None]:
-    """Keep something up to date that was made with the settings of clients of a service; called on the event loop.
+    """Keep something up to date that was made with the settings of clients of a service.
 
     It is known by a weak reference, and forgotten once it is collected or what is returned is called. Settings that
-    come from no file, or that code has changed since they were read, stay as they are.
+    come from no file, or that code has changed since they were read, stay as they are; so does everything made before
+    there is an event loop, from which a file could be looked at.
     """
-    file = _file_of(settings)
     own = settings.client_for(service)
-    if file is None or settings.source is None or own != settings.source.read.client_for(service):
+    if settings.source is None or own != settings.source.read.client_for(service):
+        return _nothing
+    file = _file_of(settings.source)
+    if file is None:
         return _nothing
     leave = file.subscribe(service, follower)
     # Settings that were read before the last change are out of date; those that were read after it are to be told yet.
@@ -134,8 +137,8 @@ def follow(settings: Settings, service: str, follower: Configurable) -> Callable
 
 def watch(settings: Settings, callback: Callable[[Settings], object] = lambda settings: None) -> Callable[[], None]:
     """Look at the file that settings were read from, log what changes in it, and call back with the new ones, until
-    what is returned is called; on the event loop."""
-    file = _file_of(settings)
+    what is returned is called."""
+    file = _file_of(settings.source) if settings.source is not None else None
     return file.watch(callback) if file is not None else _nothing
 
 
@@ -147,13 +150,13 @@ _files: dict[Path, SettingsFile] = {}
 """The one that looks at a file for the whole process, while anybody follows."""
 
 
-def _file_of(settings: Settings) -> SettingsFile | None:
-    if settings.source is None:
+def _file_of(source: Source) -> SettingsFile | None:
+    """The one that looks at this file from the running loop; None when there is no loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
         return None
-    file = _files.get(settings.source.path)
-    if file is None:
-        file = _files[settings.source.path] = SettingsFile(settings.source)
-    return file
+    return _files.setdefault(source.path, SettingsFile(source))
 
 
 class SettingsFile:

@@ -358,6 +358,12 @@ async def test_a_channel_follows(file: Path, network: Network) -> None:
     assert took == pytest.approx([1, 0.5, 3])
 
 
+def test_no_loop(file: Path) -> None:
+    """What is made before there is an event loop is made all the same."""
+    leave = follow(load(file), "catalog", Follower())
+    leave()
+
+
 def test_another_loop(file: Path) -> None:
     """A file is followed on the loop that runs."""
     settings = load(file)
