@@ -36,8 +36,9 @@ examples:
   framework explain catalog/shop.catalog.v1.Catalog/GetProduct             the service's registered name said
   framework explain shop.catalog.v1.Catalog/GetProduct --json
 
-What the proto says is learnt from a running instance, as `framework call` does; when there is none, from the files in
-./protos. The settings are those that a client would have that is started here, with this environment."""
+What the proto says is learnt from a running instance, as `framework call` does. When there is none, and nobody has said
+where one should be, it is read from the files in ./protos. The settings are those that a client would have that is
+started here, with this environment."""
 
 
 def add_parser(subparsers: Commands) -> None:
@@ -103,7 +104,7 @@ def _look_up(args: argparse.Namespace, name: str, service: str, settings: Settin
     try:
         return asyncio.run(_from_instance(args, name, service, settings))
     except (ConfigError, RpcError) as error:
-        if args.target is None and PROTOS.is_dir():
+        if args.target is None and args.registry is None and PROTOS.is_dir():
             return _from_protos(PROTOS, name, service, settings)
         raise ConfigError(f"{error} (or read its proto: --protos DIR)") from None
 

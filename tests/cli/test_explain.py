@@ -112,11 +112,15 @@ def test_an_instance(lab: Serving, here: Here) -> None:
     )
 
 
-def test_nobody_serves_it(here: Here, tmp_path: Path) -> None:
-    """The files in ./protos say the same."""
+def test_nobody_serves_it(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files in ./protos say the same; but whoever has said where it runs is told that it does not."""
+    url = f"sqlite:///{tmp_path}/none.db"
     expected = EXPECTED.replace("WHERE", "protos/lab/v1/lab.proto")
-    assert here("lab.v1.Lab/Greet", "--registry", f"sqlite:///{tmp_path}/none.db") == (0, expected, "")
     assert here("lab.v1.Lab/Greet", "--protos", "protos") == (0, expected, "")
+    code, printed, message = here("lab.v1.Lab/Greet", "--registry", url)
+    assert (code, printed, f"nothing is registered in {url}" in message) == (2, "", True)
+    monkeypatch.setenv("FRAMEWORK_REGISTRY", url)
+    assert here("lab.v1.Lab/Greet") == (0, expected, "")
 
 
 def test_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
