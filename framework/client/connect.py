@@ -16,6 +16,7 @@ from framework.client.wire import GrpcTransport
 from framework.config import Settings, active
 from framework.discovery import Instance, Registry
 from framework.discovery.targets import open_registry, parse
+from framework.reload import follow
 
 network: ContextVar[Callable[..., Channel] | None] = ContextVar("framework.network", default=None)
 """Where names are looked up instead, in a service that is hosted on a network in memory."""
@@ -69,5 +70,12 @@ def connect(
             interceptors=user,
         )
 
+    async def released() -> None:
+        leave()
+        if release is not None:
+            await release()
+
     pool = Pool(service, registry.watch(service), dial, own, where=str(registry), rng=rng)
-    return Channel(pool, own, interceptors, release, fallbacks=fallbacks, rng=rng)
+    channel = Channel(pool, own, interceptors, released, fallbacks=fallbacks, rng=rng)
+    leave = follow(settings, service, channel)
+    return channel
