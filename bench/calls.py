@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.struct_pb2 import Value
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue, Int64Value
 
-from bench.echo import CPU, PAYLOAD, SERVICE, STREAM, UNARY, UPLOAD, Echo
+from bench.echo import CPU, PAYLOAD, READ, SERVICE, STREAM, UNARY, UPLOAD, Echo
 from bench.harness import Row, paired
 from framework import Service, Settings, StreamReply, UnaryReply, connect
 from framework.testing import Network
@@ -62,13 +62,20 @@ class Ours:
     """The three blocks over a channel of ours."""
 
     def __init__(self, channel: Any) -> None:
-        self._unary, self._stream, self._upload = (channel.bind(method) for method in (UNARY, STREAM, UPLOAD))
+        bound = (channel.bind(method) for method in (UNARY, READ, STREAM, UPLOAD))
+        self._unary, self._read, self._stream, self._upload = bound
 
     async def call(self) -> BytesValue:
         return await UnaryReply(self._unary, UNARY, REQUEST)
 
     async def unary(self) -> None:
         await repeat(self.call)
+
+    async def read(self) -> BytesValue:
+        return await UnaryReply(self._read, READ, REQUEST)
+
+    async def hedged(self) -> None:
+        await repeat(self.read)
 
     async def stream(self) -> None:
         count = 0
@@ -98,6 +105,8 @@ class Bare:
 
     async def unary(self) -> None:
         await repeat(self.call)
+
+    hedged = unary
 
     async def stream(self) -> None:
         count = 0
@@ -141,10 +150,10 @@ async def client() -> AsyncIterator[Row]:
         grpc.aio.insecure_channel(address) as raw,
     ):
         ours, bare = Ours(channel), Bare(raw)
-        for name, units in (("unary", CALLS), ("stream", MESSAGES), ("upload", MESSAGES)):
+        for name, units in (("unary", CALLS), ("hedged", CALLS), ("stream", MESSAGES), ("upload", MESSAGES)):
             yield await paired(
                 f"client.{name}.cpu",
-                "us/call" if name == "unary" else "us/message",
+                "us/call" if units == CALLS else "us/message",
                 own_cpu(getattr(ours, name), units),
                 "grpc.aio",
                 own_cpu(getattr(bare, name), units),

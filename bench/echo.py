@@ -18,9 +18,11 @@ from google.protobuf.struct_pb2 import Value
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue, Int64Value
 
 from framework import Context, Drain, Method, ServerSettings, Service, Servicer, Settings
+from framework.call import Idempotency
 
 SERVICE = "bench.Echo"
 UNARY = Method(SERVICE, "Unary", BytesValue, BytesValue)
+READ = Method(SERVICE, "Unary", BytesValue, BytesValue, idempotency=Idempotency.NO_SIDE_EFFECTS)  # so it is hedged
 STREAM = Method(SERVICE, "Stream", Int64Value, BytesValue, server_streaming=True)
 UPLOAD = Method(SERVICE, "Upload", BytesValue, Int64Value, client_streaming=True)
 CPU = Method(SERVICE, "Cpu", Value, DoubleValue)

@@ -168,10 +168,12 @@ def _unary(
     async def unary(call: Call, start: Callable[..., Any], timeout: float | None) -> Any:
         feed = None
         if call.method.client_streaming:
-            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata))
+            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None)
             feed = Feed(rpc, call.request, encode)
         else:
-            rpc = start(encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata))
+            rpc = start(
+                encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None
+            )
             call.give_up = rpc.cancel
         try:
             raw = await rpc
@@ -199,10 +201,12 @@ def _streams(
     async def stream(call: Call, start: Callable[..., Any], timeout: float | None) -> Stream[Any]:
         feed = None
         if call.method.client_streaming:
-            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata))
+            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None)
             feed = Feed(rpc, call.request, encode)
         else:
-            rpc = start(encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata))
+            rpc = start(
+                encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None
+            )
         watchdog = None if call.idle is None else Watchdog(rpc, call.idle)
         replies = Replies(call, rpc, decode, feed, watchdog)
         call.on_end(lambda outcome: rpc.cancel())  # closed before the headers are there; harmless afterwards
