@@ -10,6 +10,7 @@ from framework.call import Metadata
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[ -~]*")
+_PUSHBACK = "grpc-retry-pushback-ms"  # what a server may say of its own; gRFC A6
 
 
 def pairs(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
@@ -26,7 +27,7 @@ def pairs(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(f"metadata is pairs of key and value, and {pair!r} is none")
         key, value = pair[0].lower(), pair[1]
-        if not _KEY.fullmatch(key) or key.startswith("grpc-"):
+        if not _KEY.fullmatch(key) or (key.startswith("grpc-") and key != _PUSHBACK):
             raise ValueError(f"{pair[0]!r} cannot be a metadata key: letters, digits, '_', '-', '.', and no 'grpc-'")
         if key.endswith("-bin"):
             if not isinstance(value, bytes):
