@@ -137,7 +137,8 @@ class Endpoint:
         self.pending -= 1
         if treatment is _UNANSWERED:
             self.observe(now, latency)  # it would have taken longer
-        self.observe_failure(now, latency, outcome.code, outcome.remote, patience)
+        if outcome.sent:
+            self.observe_failure(now, latency, outcome.code, outcome.remote, patience)
         if treatment is _FAILURE:
             self.host.failures += 1
         elif treatment is _SUCCESS:
