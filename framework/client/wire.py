@@ -214,8 +214,10 @@ def _streams(
             if watchdog is not None:
                 watchdog.wait()
             call.header = tuple(await rpc.initial_metadata())
-            if rpc.done() and await rpc.code() is not grpc.StatusCode.OK and await rpc.details() != WRITE_FAILED:
-                await rpc.read()  # raises what the status says
+            # Headers without anything in them cannot be told from none.
+            if not call.header and rpc.done() and await rpc.code() is not grpc.StatusCode.OK:
+                if await rpc.details() != WRITE_FAILED:
+                    await rpc.read()  # raises what the status says
         except BaseException as error:
             true = await settled(rpc, error, feed)
             try:

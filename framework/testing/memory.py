@@ -160,7 +160,7 @@ class MemoryTransport:
             exchange.task.add_done_callback(lambda task: wire.send_header_now(serving.header))
             try:
                 await exchange.waiting(header)
-                if exchange.task.done() and pipe.empty:
+                if exchange.task.done() and pipe.empty and not serving.header_sent:
                     exchange.raise_failure()
             except BaseException as error:
                 raise replies.fail(error) from None
