@@ -5,7 +5,9 @@
     | the delay passes without an answer         | another attempt begins, if the budget pays for it; the delay again  |
     | an attempt is answered                     | that is the reply; the others are cancelled                         |
     | an attempt fails with a code to retry      | another one begins at once; with none left, retries take over       |
+    | the server says when to come back, or not  | no more hedges; with none left, retries take over                   |
     | an attempt fails otherwise                 | that is the error; the others are cancelled                         |
+    | an attempt provably did not leave          | it goes to another endpoint, at once and at no cost                 |
 
 The delay is the latency within which all but `extra_load` of the calls are answered; before there is any history there
 are no hedges. The first attempt runs in the task of the caller: what a hedge costs, a task and a call, is paid only
@@ -22,7 +24,7 @@ from collections import deque
 from typing import Any, cast
 
 from framework.call import OK, Call, Outcome, Reply
-from framework.client.attempts import PREVIOUS, Attempts, Tries
+from framework.client.attempts import MOST_REFUSALS, PREVIOUS, Attempts, Tries
 from framework.client.backoff import pushback
 from framework.errors import Code, RpcError
 from framework.policy import HedgeSettings
@@ -114,6 +116,7 @@ class Race(Tries):
         "_context",
         "_failure",
         "_first",
+        "_limit",
         "_owner",
         "_reply",
         "_waiter",
@@ -134,6 +137,7 @@ class Race(Tries):
         self._call = call
         self._context = contextvars.copy_context()  # hedges belong to the caller, not to whom the timer was set for
         self._begun = 1
+        self._limit = owner.limit
         self._first = True  # it is out
         self._failure: BaseException | None = None
         self._winner: Call | None = None
@@ -146,6 +150,13 @@ class Race(Tries):
         Raises:
             RpcError: no attempt was answered.
         """
+        tried = 0
+        while self._elsewhere(self._call, error, tried):
+            tried = len(self.endpoints)
+            try:
+                return await self._owner.attempts.attempt(self._call, self)
+            except RpcError as failed:
+                error = failed
         self._first = False
         if not self.over:
             self._lost(error)
@@ -170,7 +181,7 @@ class Race(Tries):
     def begin(self, now: float) -> bool:
         """Begin another attempt, if there may be one."""
         attempts = self._owner.attempts
-        if self._begun >= self._owner.limit or not attempts.pool.has_others(self.endpoints):
+        if self._begun >= self._limit or not attempts.pool.has_others(self.endpoints):
             return False
         if isinstance(self._context.run(attempts.may_repeat, self, at_once=True), str):
             return False
@@ -188,7 +199,7 @@ class Race(Tries):
         hedge.attempt = self._begun
         task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context)
         self.hedges = {task} if self.hedges is None else {*self.hedges, task}
-        if self._begun < self._owner.limit:
+        if self._begun < self._limit:
             self._owner.watch(self, now)
         return True
 
@@ -196,7 +207,7 @@ class Race(Tries):
         """A hedge, in a task of its own."""
         reply = None
         try:
-            reply = await self._owner.attempts.attempt(hedge, self)
+            reply = await self._sent(hedge)
             hedge.end(OK)
         except BaseException as error:
             cancelled = isinstance(error, asyncio.CancelledError)
@@ -220,12 +231,35 @@ class Race(Tries):
             self._failure = failure
             self._decide()
 
+    async def _sent(self, hedge: Call) -> Reply:
+        """The reply to a hedge that has left."""
+        while True:
+            tried = len(self.endpoints)
+            try:
+                return await self._owner.attempts.attempt(hedge, self)
+            except RpcError as error:
+                if not self._elsewhere(hedge, error, tried):
+                    raise
+
+    def _elsewhere(self, call: Call, error: RpcError, tried: int) -> bool:
+        """Whether an attempt that did not leave goes on to another endpoint, which costs nothing and is no new one.
+
+        Args:
+            tried: endpoints that were tried before it; with no more since, there was none to try.
+        """
+        if error.sent or self.over or len(self.endpoints) == tried or call.attempt >= MOST_REFUSALS:
+            return False
+        self.another(call)
+        return True
+
     def _lost(self, error: RpcError) -> None:
         """An attempt has failed: begin another, wait for those that are out, or let the others go too."""
         self._failure = error
         attempts = self._owner.attempts
         again = not error.sent or self.timed_out or error.code in attempts.policy.retry.codes
-        if again and pushback(error.metadata) is None and self.begin(attempts.time()):
+        if pushback(error.metadata) is not None:
+            self._limit = self._begun  # the server says when it may be asked again, if at all: no more hedges
+        if again and self.begin(attempts.time()):
             return
         if not again or not (self._first or self.hedges):
             self._decide()
