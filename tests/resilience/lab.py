@@ -263,4 +263,3 @@ async def cancelled(task: asyncio.Future[Any]) -> None:
     except asyncio.CancelledError:
         return
     raise AssertionError(f"{task!r} was not cancelled")
-
