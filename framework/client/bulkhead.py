@@ -64,7 +64,7 @@ class Bulkhead:
             if turn.done() and not turn.cancelled():  # it was let in too late
                 self.out -= 1
                 self.let_in()
-            else:
+            elif turn in self.line:  # else one that left has come by it meanwhile
                 self.line.remove(turn)
             if isinstance(error, TimeoutError):
                 late = DeadlineExceeded(f"the deadline passed while {self.out} other calls were out", sent=False)
