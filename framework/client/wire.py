@@ -214,10 +214,9 @@ def _streams(
             if watchdog is not None:
                 watchdog.wait()
             call.header = tuple(await rpc.initial_metadata())
-            # Headers without anything in them cannot be told from none.
-            if not call.header and rpc.done() and await rpc.code() is not grpc.StatusCode.OK:
-                if await rpc.details() != WRITE_FAILED:
-                    await rpc.read()  # raises what the status says
+            failed = rpc.done() and await rpc.code() is not grpc.StatusCode.OK and await rpc.details() != WRITE_FAILED
+            if failed and not call.header:  # empty ones cannot be told from none
+                await rpc.read()  # raises what the status says
         except BaseException as error:
             true = await settled(rpc, error, feed)
             try:
