@@ -10,7 +10,7 @@ from typing import Any, Self
 from framework.call import Call, Handler, Interceptor, Method, Reply, stack
 from framework.client.attempts import Attempts
 from framework.client.budget import RetryBudget
-from framework.client.fallback import Fallback, fallback
+from framework.client.fallback import Fallback, fallback, without_fallback
 from framework.client.hedging import Hedges
 from framework.client.pool import Pool
 from framework.interceptors.deadline import deadline
@@ -85,8 +85,9 @@ class ServiceChannel:
         else:
             handler = attempts.unary
         own = [deadline(policy.timeout, policy.idle), request_id]
-        if method.name in self._fallbacks:
-            own.insert(0, fallback(self._fallbacks[method.name]))
+        if self._fallbacks:
+            answer = self._fallbacks.get(method.name)
+            own.insert(0, without_fallback if answer is None else fallback(answer))
         return stack((*self._interceptors, *own), method, handler)
 
     def apply(self, settings: ClientSettings) -> None:

@@ -42,10 +42,7 @@ def fallback(answer: Fallback) -> Interceptor:
             raise ConfigError(f"a fallback for {method.full_name}: only methods with one reply can have one")
 
         async def handler(call: Call) -> Reply:
-            if method.service in _answering.get():
-                raise FailedPrecondition(
-                    f"a fallback of {method.service} calls {method.full_name} of the same service", sent=False
-                )
+            _refuse_own(method)
             try:
                 return await next(call)
             except RpcError as error:
@@ -63,3 +60,22 @@ def fallback(answer: Fallback) -> Interceptor:
         return handler
 
     return interceptor
+
+
+def without_fallback(method: Method[Any, Any], next: Handler) -> Handler:
+    """What stands there for the other methods of a service that has fallbacks: they must not be called from one."""
+
+    def handler(call: Call) -> Awaitable[Reply]:
+        _refuse_own(method)
+        return next(call)
+
+    return handler
+
+
+def _refuse_own(method: Method[Any, Any]) -> None:
+    if method.service in _answering.get():
+        raise FailedPrecondition(
+            f"a fallback of {method.service} calls {method.full_name} of the same service",
+            sent=False,
+            method=method.full_name,
+        )
