@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from typing import Any
 
 import pytest
 
 from framework import Call, ClientSettings, Code, DeadlineExceeded, Instance, MethodSettings, Unavailable
-from framework.call import Idempotency, Method, current
+from framework.call import OK, Idempotency, Method, current
+from framework.client.balancer import BALANCERS
 from framework.client.channel import ServiceChannel
 from framework.client.pool import Pool
 from framework.errors import BY_CODE
-from framework.policy import FAILURES, BackoffSettings, BudgetSettings, RetrySettings
+from framework.policy import FAILURES, BackoffSettings, BalancerName, BudgetSettings, RetrySettings
 from framework.rpc import UnaryReply
 from tests.client.simulation import FakeTransport
 from tests.client.test_pool import Told
@@ -178,17 +180,21 @@ async def test_attempts_are_limited_and_told() -> None:
         assert f"(3 attempts: {', '.join(here.peers)}; not retried: 3 attempts are the most)" in str(error)
 
 
-async def test_attempts_go_to_instances_not_tried_yet() -> None:
+@pytest.mark.parametrize("balancer", BALANCERS)
+async def test_attempts_go_to_instances_not_tried_yet(balancer: BalancerName) -> None:
     """As long as there are any, whatever the balancer would rather have."""
-    for balancer in ("peak_ewma", "least_loaded", "round_robin", "weighted"):
-        budget = BudgetSettings(per_second=1000)
-        async with lab(5, retry=RetrySettings(attempts=5, backoff=QUICK.backoff), balancer=balancer, retry_budget=budget,
-                       methods={"UnaryUnary": MethodSettings(idempotent=True, breaker=False)}) as here:  # fmt: skip
-            here.script(fails())
-            for _ in range(20):
-                here.calls.clear()
-                await here.fail()
-                assert len(set(here.peers)) == 5
+    own = ClientSettings(
+        balancer=balancer,
+        retry=RetrySettings(attempts=5, backoff=QUICK.backoff),
+        retry_budget=BudgetSettings(per_second=1000),
+        methods={"UnaryUnary": MethodSettings(idempotent=True, breaker=False, hedge=NO_HEDGE)},
+    )
+    async with lab(5, own) as here:
+        here.script(fails())
+        for _ in range(20):
+            here.calls.clear()
+            await here.fail()
+            assert len(set(here.peers)) == 5
 
 
 async def test_the_only_instance_is_tried_again() -> None:
@@ -290,7 +296,8 @@ async def test_attempt_timeout_longer_than_the_deadline() -> None:
     async with lab(attempt_timeout=0.5) as here:
         here.script(hangs())
         assert (await here.fail(timeout=0.3)).code is Code.DEADLINE_EXCEEDED
-        assert (asyncio.get_running_loop().time(), len(here.calls)) == (pytest.approx(0.3, abs=0.01), 1)
+        assert asyncio.get_running_loop().time() == pytest.approx(0.3, abs=0.01)
+        assert len(here.calls) == 1
 
 
 async def test_budget() -> None:
@@ -311,8 +318,8 @@ async def test_budget_of_all_methods() -> None:
     """Case 20, at the client: 10 a second and a tenth of what succeeds, whichever method asks, and no more."""
     settings = BudgetSettings(ratio=0.1, per_second=10, ttl=1)
     methods = {name: MethodSettings(idempotent=True, breaker=False) for name in ARITIES}
-    async with lab(retry=RetrySettings(attempts=10, backoff=BackoffSettings(0, 1, 0)), retry_budget=settings,
-                   methods=methods) as here:  # fmt: skip
+    at_once = RetrySettings(attempts=10, backoff=BackoffSettings(initial=0, maximum=0))
+    async with lab(retry=at_once, retry_budget=settings, methods=methods) as here:
         here.script(says())
         await asyncio.gather(*(here.call() for _ in range(1000)))
         here.script(fails())
@@ -357,18 +364,12 @@ async def test_task_left_behind_by_a_retry_may_retry() -> None:
         here.script(fails(), says())
         serving = Call(Method("a.A", "Serve", str, str), "")
         serving.attempt = 2
-        serving.end(Call(serving.method, "").outcome or _ok())
+        serving.end(OK)
         token = current.set(serving)
         try:
             assert await here.call() == "done"
         finally:
             current.reset(token)
-
-
-def _ok() -> Any:
-    from framework.call import OK
-
-    return OK
 
 
 async def test_cancelled_in_a_backoff() -> None:
@@ -412,8 +413,6 @@ async def test_other_settings_while_a_call_waits() -> None:
 
 def channel_of(*transports: FakeTransport, budget: BudgetSettings) -> ServiceChannel:
     """A channel over transports that the test plays."""
-    import random
-
     settings = ClientSettings(retry_budget=budget, hedge=NO_HEDGE)
     made = iter(transports)
     pool = Pool("catalog", Told(), lambda instance: next(made), settings, where="here", rng=random.Random(1))
