@@ -248,7 +248,7 @@ class Attempts:
                 self.budget.deposit(now)
             else:
                 self._count(endpoint, permit, outcome, treatment(outcome), now, latency)
-            if permit != endpoint.breaker.generation:
+            if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
                 self.pool.judge(endpoint, now)
             if endpoint.retired:
                 self.pool.done(endpoint)
@@ -282,7 +282,7 @@ class Attempts:
         local = not outcome.sent or (not outcome.remote and outcome.code is Code.RESOURCE_EXHAUSTED)
         found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
         self._count(endpoint, permit, outcome, found, now, seconds)
-        if permit != endpoint.breaker.generation:
+        if not endpoint.breaker.closed or permit != endpoint.breaker.generation:  # a probe may be free again
             self.pool.judge(endpoint, now)
         if endpoint.retired:
             self.pool.done(endpoint)
