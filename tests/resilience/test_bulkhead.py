@@ -21,9 +21,16 @@ ONE = BulkheadSettings(calls=1, queue=10)
 
 async def enter(bulkhead: Bulkhead, call: Call | None = None) -> None:
     """As the client does."""
-    if bulkhead.full:
+    if bulkhead.out < bulkhead.calls:
+        bulkhead.out += 1
+    else:
         await bulkhead.wait(call or Call(GET, ""))
-    bulkhead.in_flight += 1
+
+
+def leave(bulkhead: Bulkhead) -> None:
+    """As the client does."""
+    bulkhead.out -= 1
+    bulkhead.let_in()
 
 
 async def occupy(bulkhead: Bulkhead, seconds: float, call: Call | None = None) -> None:
@@ -32,7 +39,7 @@ async def occupy(bulkhead: Bulkhead, seconds: float, call: Call | None = None) -
     try:
         await asyncio.sleep(seconds)
     finally:
-        bulkhead.leave()
+        leave(bulkhead)
 
 
 async def test_no_more_than_there_is_room_for() -> None:
@@ -106,14 +113,13 @@ async def test_cancelled_at_the_moment_in_which_room_is_made() -> None:
         behind = asyncio.ensure_future(occupy(bulkhead, 1))
         await asyncio.sleep(0)
         if leaves_first:
-            bulkhead.leave()
+            leave(bulkhead)
             waits.cancel()
         else:
             waits.cancel()
-            bulkhead.leave()
+            leave(bulkhead)
         results = await asyncio.gather(waits, behind, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError, type(None)]
-        assert (bulkhead.in_flight, bulkhead.full) == (0, False)
         assert repr(bulkhead) == "<Bulkhead 0 of 1 out, 0 waiting>"
 
 
@@ -126,7 +132,7 @@ async def test_deadline_at_the_moment_in_which_room_is_made() -> None:
     results = await asyncio.gather(holder, *late, return_exceptions=True)
     assert {type(result) for result in results} <= {type(None), DeadlineExceeded}
     await asyncio.wait_for(occupy(bulkhead, 0), 1)
-    assert (bulkhead.in_flight, bulkhead.full) == (0, False)
+    assert repr(bulkhead) == "<Bulkhead 0 of 1 out, 0 waiting>"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -141,11 +147,11 @@ async def test_whatever_happens(seed: int) -> None:
         await asyncio.sleep(rng.randrange(50) / 10)
         deadline = asyncio.get_running_loop().time() + rng.randrange(1, 20) / 10
         await enter(bulkhead, Call(GET, "", deadline=deadline))
-        most = max(most, bulkhead.in_flight)
+        most = max(most, bulkhead.out)
         try:
             await asyncio.sleep(rng.randrange(10) / 10)
         finally:
-            bulkhead.leave()
+            leave(bulkhead)
 
     tasks = [asyncio.ensure_future(call()) for _ in range(60)]
     for task in rng.sample(tasks, 30):
@@ -154,7 +160,6 @@ async def test_whatever_happens(seed: int) -> None:
     expected = {type(None), asyncio.CancelledError, DeadlineExceeded, ResourceExhausted}
     assert {type(result) for result in results} <= expected
     assert (most, repr(bulkhead)) == (3, "<Bulkhead 0 of 3 out, 0 waiting>")
-    assert not bulkhead.full
 
 
 @pytest.mark.parametrize("method", ARITIES)
