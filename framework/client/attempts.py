@@ -35,8 +35,12 @@ from framework.errors import Code, RpcError
 from framework.percentile import Latencies
 from framework.policy import FAILURES, Policy
 
-PREVIOUS = "grpc-previous-rpc-attempts"
-"""Metadata that tells a server how many attempts of this call were sent before."""
+PREVIOUS = "x-previous-rpc-attempts"
+"""Metadata that tells a server how many attempts of this call were sent before.
+
+A6 says `grpc-previous-rpc-attempts`, but grpc keeps that key to itself: its own retries, which send a call again that no
+server has seen, take it out of what they are given.
+"""
 
 MOST_REFUSALS = 16
 """Connections that may turn out to be gone before a call gives up; more than a few means that nobody stays."""
