@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,7 +27,7 @@ from tests.invariants.echo import Echo, EchoClient, text
 ARITIES = ["UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream"]
 """The methods of the service."""
 
-PREVIOUS = "grpc-previous-rpc-attempts"
+PREVIOUS = "x-previous-rpc-attempts"
 PUSHBACK = "grpc-retry-pushback-ms"
 
 IDEMPOTENT = {name: MethodSettings(idempotent=True) for name in ARITIES}
@@ -98,6 +99,43 @@ class Seen:
         return self.metadata.get(PREVIOUS)
 
 
+class Relay:
+    """A cable between a client and a server that can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def start(self) -> int:
+        """Listen; the port."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, back]
+        self._pumps += [asyncio.ensure_future(_pump(reader, back)), asyncio.ensure_future(_pump(there, writer))]
+
+    def cut(self) -> None:
+        """Every connection is reset, and no new one is accepted."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        for pump in self._pumps:
+            pump.cancel()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+
 @dataclass
 class Lab:
     """A client of some instances.
@@ -105,6 +143,7 @@ class Lab:
     Attributes:
         calls: what the instances were sent, in order.
         own: by name of an instance, what it does instead of the common script.
+        relays: by name of an instance, its cable, where grpc is the wire.
     """
 
     channel: Channel
@@ -113,6 +152,7 @@ class Lab:
     pipelines: list[Pipeline] = field(default_factory=list)
     calls: list[Seen] = field(default_factory=list)
     own: dict[str, Step] = field(default_factory=dict)
+    relays: dict[str, Relay] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=lambda: deque([says()]))
 
     def script(self, *steps: Step) -> None:
@@ -138,6 +178,13 @@ class Lab:
                 raise
 
         return behave
+
+    def kill(self, peer: str) -> None:
+        """The instance is gone for this client, and what was in flight with it."""
+        if self.relays:
+            self.relays[peer].cut()
+        else:
+            next(hosted for hosted in self.hosted if hosted.name == peer).disconnect()
 
     def start(self, method: str = "UnaryUnary", request: str = "a", timeout: float | None = None, **more: Any) -> Any:
         """A call that is not made yet."""
@@ -226,7 +273,10 @@ async def lab(
                 servicer = Echo()
                 service = Service("echo", servicers=[servicer])
                 server = await stack.enter_async_context(service.running(everything))
-                addresses.append(f"127.0.0.1:{server.port}")
+                relay = Relay(server.port)
+                addresses.append(f"127.0.0.1:{await relay.start()}")
+                here.relays[addresses[-1]] = relay
+                stack.callback(relay.cut)
                 servicer.behave = here.behaviour(addresses[-1])
                 here.pipelines.append(server.pipeline)
             channel = connect(f"static://{','.join(addresses)}", settings=everything)

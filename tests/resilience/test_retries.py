@@ -19,7 +19,7 @@ from framework.policy import FAILURES, BackoffSettings, BalancerName, BudgetSett
 from framework.rpc import UnaryReply
 from tests.client.simulation import FakeTransport
 from tests.client.test_pool import Told
-from tests.resilience.lab import ARITIES, IDEMPOTENT, NO_HEDGE, QUICK, Lab, cancelled, fails, hangs, lab, says
+from tests.resilience.lab import ARITIES, IDEMPOTENT, NO_HEDGE, PREVIOUS, QUICK, Lab, cancelled, fails, hangs, lab, says
 
 pytestmark = pytest.mark.virtual_time
 
@@ -443,7 +443,7 @@ async def test_call_that_was_not_sent_costs_nothing(idempotent: bool, client_str
     for _ in range(5):
         assert await UnaryReply(channel.bind(method), method, "a") == "done"
     assert asyncio.get_running_loop().time() == 0.0
-    assert [call.get("grpc-previous-rpc-attempts") for call in seen] == [None] * 5
+    assert [call.get(PREVIOUS) for call in seen] == [None] * 5
     await channel.close()
 
 
