@@ -38,8 +38,8 @@ from framework.policy import FAILURES, Policy
 PREVIOUS = "x-previous-rpc-attempts"
 """Metadata that tells a server how many attempts of this call were sent before.
 
-A6 says `grpc-previous-rpc-attempts`, but grpc keeps that key to itself: its own retries, which send a call again that no
-server has seen, take it out of what they are given.
+A6 says `grpc-previous-rpc-attempts`, but grpc keeps that key to itself: what sends a call again that no server has seen
+takes it out of the metadata it is given.
 """
 
 MOST_REFUSALS = 16
@@ -53,6 +53,16 @@ PATIENCE = 10.0
 
 LATE = 0.005
 """Seconds before an attempt's deadline from which on it counts as passed: the server's clock may be first."""
+
+
+PREVIOUS_OF_GRPC = "grpc-previous-rpc-attempts"
+"""The same from clients that are not ours."""
+
+
+def _is_retry(serving: Call) -> bool:
+    if serving.attempt > 1:
+        return True
+    return serving.get(PREVIOUS) is not None or serving.get(PREVIOUS_OF_GRPC) is not None
 
 
 class Tries:
@@ -324,7 +334,7 @@ class Attempts:
             at_once: without backoff.
         """
         serving = current.get()
-        if serving is not None and serving.attempt > 1 and serving.outcome is None:
+        if serving is not None and serving.outcome is None and _is_retry(serving):
             return "not retried: the call being served is a retry itself"
         if tries.backoff is None:
             tries.backoff = Backoff(self.policy.retry.backoff, self._rng)
