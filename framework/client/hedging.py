@@ -83,9 +83,17 @@ class Hedges:
     def watch(self, race: Race, now: float) -> None:
         """Tell the race when its delay has passed from now on, unless it is over by then."""
         race.due = due = now + race.delay
-        self._line.append((due, race))
+        line = self._line
+        if line and due < line[-1][0]:  # the delay has become shorter: it does not wait behind the others
+            asyncio.get_running_loop().call_at(due, self._fire_one, due, race)
+            return
+        line.append((due, race))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(due, self._fire)
+
+    def _fire_one(self, due: float, race: Race) -> None:
+        if not race.over and due == race.due:
+            race.begin(self.attempts.time())
 
     def _fire(self) -> None:
         line, now = self._line, self.attempts.time()

@@ -381,3 +381,19 @@ async def test_hanging_instance_is_found_by_its_hedges() -> None:
         assert here.peers.count(mute) == 5
         [endpoint] = [one for one in here.endpoints if one.instance.address == mute]
         assert endpoint.breaker.state(asyncio.get_running_loop().time()) is State.OPEN
+
+
+async def test_delay_that_has_become_shorter() -> None:
+    """A call is hedged when its own delay has passed, and not when that of a slower one before it has."""
+    async with lab(5, hedge=HedgeSettings(), bulkhead=BulkheadSettings(calls=0)) as here:
+        await here.history(1.0)
+        here.script(hangs(), says(after=0.01))
+        before = asyncio.ensure_future(here.call())
+        await asyncio.sleep(0.001)
+        assert len(here.calls) == 1
+        await asyncio.gather(*(here.call() for _ in range(3000)))
+        here.script(says("late", after=0.5), says("hedge"))
+        start = asyncio.get_running_loop().time()
+        assert await here.call() == "hedge"
+        assert asyncio.get_running_loop().time() - start < 0.012
+        await before
