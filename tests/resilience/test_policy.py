@@ -306,7 +306,7 @@ def test_environment(tmp_path: Path) -> None:
         ("[client]\nhedge = { extra_load = 0.6 }", "client.hedge.extra_load is 0.6; it must be a number from 0 to 0.5"),
         (
             '[client]\nkeepalive = { timeout = "10ms" }',
-            "client.keepalive.timeout is '10ms'; it must be from 0.1s to 3600s",
+            "client.keepalive.timeout is '10ms'; it must be from 100ms to 1h",
         ),
         ('[client]\nattempt_timeout = "0s"', "client.attempt_timeout is '0s'; it must be more than 0"),
     ],
