@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework.call import Call, Method, Outcome, Reply, current
 from framework.client.backoff import NEVER, Backoff, pushback
@@ -34,6 +34,9 @@ from framework.client.pool import Pool
 from framework.errors import Code, RpcError
 from framework.percentile import Latencies
 from framework.policy import FAILURES, Policy
+
+if TYPE_CHECKING:
+    from framework.client.hedging import Hedges, Watched
 
 PREVIOUS = "x-previous-rpc-attempts"
 """Metadata that tells a server how many attempts of this call were sent before.
@@ -109,6 +112,7 @@ class Attempts:
     Attributes:
         time: the clock of the loop that this is used on, in seconds.
         bulkhead: counts the calls that are out.
+        hedges: what watches the calls that are out and makes them again elsewhere; None when they are not hedged.
     """
 
     def __init__(
@@ -126,10 +130,10 @@ class Attempts:
         self.budget = budget
         self.latencies = latencies
         self.bulkhead = Bulkhead(policy.bulkhead)
+        self.hedges: Hedges | None = None
         self.time: Callable[[], float] = self._find_clock
         self._rng = rng
         self._timed = policy.attempt_timeout is not None
-        self._patience = policy.timeout if policy.timeout is not None else PATIENCE
 
     def _find_clock(self) -> float:
         """Once: asking for the running loop is a system call on some versions of Python."""
@@ -144,9 +148,9 @@ class Attempts:
         else:
             await bulkhead.wait(call)
         failure: BaseException | None = None
+        watched: Watched | None = None
+        tries: Tries | None = None
         try:
-            if self._timed:
-                return await self.stream(call)
             # `attempt` written out, without what only a second attempt needs: nearly every call comes through here.
             pool = self.pool
             start = self.time()
@@ -157,6 +161,11 @@ class Attempts:
             permit = endpoint.begin(start)
             if not permit:
                 permit = pool.probe(endpoint, start)
+            hedges = self.hedges
+            watched = None if hedges is None else hedges.watch(call, endpoint, start)
+            if self._timed:
+                tries = Tries(call, endpoint) if watched is None else watched.race
+                self._limit(call, start)
             try:
                 reply = await endpoint.bind(self.method)(call)
             except BaseException as error:
@@ -164,13 +173,17 @@ class Attempts:
             else:
                 self._answered(endpoint, permit, start)
                 return reply
-            tries = Tries(call, endpoint)
+            tries = tries or (Tries(call, endpoint) if watched is None else watched.race)
             self._failed(call, tries, endpoint, permit, failure, start)
-            if isinstance(failure, RpcError):
+            if not isinstance(failure, RpcError):
+                raise failure
+            if watched is None:
                 return await self.persist(call, tries, failure)
-            raise failure
+            return await watched.race.without_first(failure)
         finally:
             failure = None  # it knows this frame, and this frame would know it
+            if watched is not None:
+                watched.end()
             bulkhead.out -= 1
             if bulkhead.line:
                 bulkhead.let_in()
@@ -224,9 +237,8 @@ class Attempts:
         permit = endpoint.begin(start)
         if not permit:
             permit = pool.probe(endpoint, start)
-        timeout = self.policy.attempt_timeout
-        if timeout is not None and (call.deadline is None or start + timeout < call.deadline):
-            call.deadline, call.inherited = start + timeout, False
+        if self._timed:
+            self._limit(call, start)
         try:
             reply = await endpoint.bind(self.method)(call)
         except BaseException as error:
@@ -235,10 +247,16 @@ class Attempts:
         if self.method.server_streaming:
             now = self.time()
             endpoint.observe(now, now - start)
-            reply.on_end(self._releasing(endpoint, permit, now - start))
+            reply.on_end(self._releasing(call, endpoint, permit, now - start))
         else:
             self._answered(endpoint, permit, start)
         return reply
+
+    def _limit(self, call: Call, start: float) -> None:
+        """Let an attempt that begins at `start` have no more than its own timeout."""
+        timeout = self.policy.attempt_timeout
+        if timeout is not None and (call.deadline is None or start + timeout < call.deadline):
+            call.deadline, call.inherited = start + timeout, False
 
     def _answered(self, endpoint: Endpoint, permit: int, start: float) -> None:
         """An attempt has its one reply."""
@@ -252,16 +270,17 @@ class Attempts:
         self.budget.deposit(now)
         self.latencies.record(now, seconds)
 
-    def _releasing(self, endpoint: Endpoint, permit: int, latency: float) -> Callable[[Outcome], None]:
+    def _releasing(self, call: Call, endpoint: Endpoint, permit: int, latency: float) -> Callable[[Outcome], None]:
         """What is to be done when a stream ends: it may have died half way."""
+        patience = PATIENCE if call.deadline is None else call.deadline - self.time() + latency
 
         def ended(outcome: Outcome) -> None:
             now = self.time()
             if outcome.code is Code.OK:
-                endpoint.answered(now, permit, latency)
+                endpoint.succeeded(now, permit, latency)
                 self.budget.deposit(now)
             else:
-                self._count(endpoint, permit, outcome, treatment(outcome), now, latency)
+                self._count(endpoint, permit, outcome, treatment(outcome), now, latency, patience)
             if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
                 self.pool.judge(endpoint, now)
             if endpoint.retired:
@@ -295,18 +314,26 @@ class Attempts:
             self.latencies.record(now, seconds)  # it would have taken longer: without it the percentiles would sink
         local = not outcome.sent or (not outcome.remote and outcome.code is Code.RESOURCE_EXHAUSTED)
         found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
-        self._count(endpoint, permit, outcome, found, now, seconds)
+        patience = PATIENCE if call.deadline is None else call.deadline - start
+        self._count(endpoint, permit, outcome, found, now, seconds, patience)
         if not endpoint.breaker.closed or permit != endpoint.breaker.generation:  # a probe may be free again
             self.pool.judge(endpoint, now)
         if endpoint.retired:
             self.pool.done(endpoint)
 
     def _count(
-        self, endpoint: Endpoint, permit: int, outcome: Outcome, found: Treatment, now: float, seconds: float
+        self,
+        endpoint: Endpoint,
+        permit: int,
+        outcome: Outcome,
+        found: Treatment,
+        now: float,
+        seconds: float,
+        patience: float,
     ) -> None:
         if not self.policy.breaker and found is not Treatment.SUCCESS:
             found = Treatment.IGNORED
-        endpoint.failed(now, permit, seconds, outcome, found, self._patience)
+        endpoint.failed(now, permit, seconds, outcome, found, patience)
 
     def _wait(self, call: Call, tries: Tries, failure: RpcError) -> float | str:
         """Seconds until the next attempt, or why there is none; an empty text when that goes without saying."""

@@ -80,9 +80,9 @@ class ServiceChannel:
         attempts = Attempts(self.pool, method, policy, self._budget, latencies, self._rng)
         if method.server_streaming:
             handler: Handler = attempts.stream
-        elif policy.hedge is not None:
-            handler = Hedges(attempts, policy.hedge).unary
         else:
+            if policy.hedge is not None:
+                attempts.hedges = Hedges(attempts, policy.hedge)
             handler = attempts.unary
         own = [deadline(policy.timeout, policy.idle), request_id]
         if self._fallbacks:
@@ -96,15 +96,15 @@ class ServiceChannel:
         Raises:
             ConfigError: the settings do not fit a method that is in use; nothing has changed.
         """
-        before, self.settings = self.settings, settings
+        before = self.settings, self._budget
+        self.settings = settings
+        if settings.retry_budget != before[0].retry_budget:
+            self._budget = RetryBudget(settings.retry_budget)
         try:
             handlers = {method: self._stack(method) for method in self._bound}
         except Exception:
-            self.settings = before
+            self.settings, self._budget = before
             raise
-        if settings.retry_budget != before.retry_budget:
-            self._budget = RetryBudget(settings.retry_budget)
-            handlers = {method: self._stack(method) for method in self._bound}
         self.pool.configure(settings)
         for method, handler in handlers.items():
             self._bound[method].handler = handler

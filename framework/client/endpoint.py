@@ -120,9 +120,13 @@ class Endpoint:
 
     def answered(self, now: float, permit: int, latency: float) -> None:
         """A call was answered with OK after `latency` seconds, and has ended."""
+        self.observe(now, latency)
+        self.succeeded(now, permit, latency)
+
+    def succeeded(self, now: float, permit: int, latency: float) -> None:
+        """A call whose latency was observed before has ended with OK."""
         self.pending -= 1
         self.host.successes += 1
-        self.observe(now, latency)
         self.breaker.end(now, permit, _SUCCESS, latency)
 
     def failed(

@@ -20,132 +20,146 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from typing import Any, cast
 
 from framework.call import OK, Call, Outcome, Reply
 from framework.client.attempts import MOST_REFUSALS, PREVIOUS, Attempts, Tries
 from framework.client.backoff import pushback
+from framework.client.endpoint import Endpoint
 from framework.errors import Code, RpcError
 from framework.policy import HedgeSettings
 
 SHORTEST = 0.001
 """Seconds that a delay lasts at least: within less, nothing is known to be slow."""
 
+STALE = 0.1
+"""Seconds after which the delay is looked up again."""
+
+NEVER = math.nan
+"""No moment: equal to none, itself included."""
+
 
 class Hedges:
-    """Makes the calls of one method, hedged.
+    """Watches the calls of one method whose first attempt is out.
 
-    One timer serves all calls of the method, since all wait equally long: a call costs no more than a place in a line.
+    One timer serves all of them, since all wait equally long: a call costs no more than a place in a line.
     """
 
     def __init__(self, attempts: Attempts, settings: HedgeSettings) -> None:
         self.attempts = attempts
         self.limit = settings.attempts
-        self._fixed = settings.delay
+        self.delay = settings.delay if settings.delay is None else max(settings.delay, SHORTEST)
         self._share = 1.0 - settings.extra_load
-        self._line: deque[tuple[float, Race]] = deque()
+        self._stale = -math.inf if settings.delay is None else math.inf
+        self._line: deque[tuple[float, Watched]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def unary(self, call: Call) -> Reply:
-        """Make a call."""
-        attempts = self.attempts
-        now = attempts.time()
-        delay = self._fixed
-        if delay is None:
-            delay = attempts.latencies.quantile(now, self._share)
-            if delay is None:
-                return await attempts.unary(call)
-        bulkhead = attempts.bulkhead
-        if bulkhead.out < bulkhead.calls:
-            bulkhead.out += 1
-        else:
-            await bulkhead.wait(call)
-            now = attempts.time()
-        race = Race(self, call, delay if delay > SHORTEST else SHORTEST)
-        self.watch(race, now)
-        failure: RpcError | None = None
-        try:
-            try:
-                return await attempts.attempt(call, race)
-            except RpcError as error:
-                failure = error
-            return await race.without_first(failure)
-        finally:
-            race.over = True
-            if race.hedges:
-                race.stop()
-            bulkhead.out -= 1
-            if bulkhead.line:
-                bulkhead.let_in()
-            failure = None  # it knows this frame, and this frame would know it
+    def watch(self, call: Call, endpoint: Endpoint, now: float) -> Watched | None:
+        """Watch a call whose first attempt begins; None while it is not known what is late."""
+        if now >= self._stale or self.delay is None:
+            self._stale = now + STALE
+            delay = self.attempts.latencies.quantile(now, self._share)
+            self.delay = delay if delay is None else max(delay, SHORTEST)
+        if self.delay is None:
+            return None
+        watched = Watched(self, call, endpoint)
+        self.wake(watched, now)
+        return watched
 
-    def watch(self, race: Race, now: float) -> None:
-        """Tell the race when its delay has passed from now on, unless it is over by then."""
-        race.due = due = now + race.delay
+    def wake(self, watched: Watched, now: float) -> None:
+        """Let it begin another attempt when the delay has passed from now on, unless it is over by then."""
+        assert self.delay is not None
+        watched.due = due = now + self.delay
         line = self._line
         if line and due < line[-1][0]:  # the delay has become shorter: it does not wait behind the others
-            asyncio.get_running_loop().call_at(due, self._fire_one, due, race)
+            asyncio.get_running_loop().call_at(due, self._fire_one, due, watched)
             return
-        line.append((due, race))
+        line.append((due, watched))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(due, self._fire)
 
-    def _fire_one(self, due: float, race: Race) -> None:
-        if not race.over and due == race.due:
-            race.begin(self.attempts.time())
+    def _fire_one(self, due: float, watched: Watched) -> None:
+        if due == watched.due:
+            watched.race.begin(self.attempts.time())
 
     def _fire(self) -> None:
         line, now = self._line, self.attempts.time()
         while line:
-            due, race = line[0]
-            if not race.over:
+            due, watched = line[0]
+            if due == watched.due:
                 if due > now:
                     break
-                if due == race.due:
-                    race.begin(now)
+                watched.race.begin(now)
             line.popleft()
         self._timer = asyncio.get_running_loop().call_at(line[0][0], self._fire) if line else None
+
+
+class Watched:
+    """A call whose first attempt is out. It becomes a race when that takes too long, or fails.
+
+    Attributes:
+        due: when the next attempt is to begin; NEVER once the call is over.
+    """
+
+    __slots__ = ("_context", "_race", "call", "due", "endpoint", "owner")
+
+    due: float
+
+    def __init__(self, owner: Hedges, call: Call, endpoint: Endpoint) -> None:
+        self.owner = owner
+        self.call = call
+        self.endpoint = endpoint
+        self._race: Race | None = None
+        self._context = contextvars.copy_context()  # hedges belong to the caller, not to whom the timer was set for
+
+    @property
+    def race(self) -> Race:
+        """The race, made when it is first asked for."""
+        if self._race is None:
+            self._race = Race(self, self._context)
+        return self._race
+
+    def end(self) -> None:
+        """The call has its reply or its failure, or was given up."""
+        self.due = NEVER
+        if self._race is not None:
+            self._race.over = True
+            self._race.stop()
 
 
 class Race(Tries):
     """The attempts of one call, of which the first that is answered counts.
 
     Attributes:
-        delay: seconds between two attempts.
-        due: when the next one is to begin.
         over: the call has its reply or its failure.
-        hedges: the attempts after the first that are out.
     """
 
     __slots__ = (
         "_begun",
-        "_call",
         "_context",
         "_failure",
         "_first",
+        "_hedges",
         "_limit",
         "_owner",
         "_reply",
         "_waiter",
+        "_watched",
         "_winner",
-        "delay",
-        "due",
-        "hedges",
         "over",
     )
 
-    def __init__(self, owner: Hedges, call: Call, delay: float) -> None:
-        super().__init__(call)
-        self.delay = delay
-        self.due = 0.0
+    def __init__(self, watched: Watched, context: contextvars.Context) -> None:
+        super().__init__(watched.call, watched.endpoint)
         self.over = False
-        self.hedges: set[asyncio.Task[None]] | None = None
-        self._owner = owner
-        self._call = call
-        self._context = contextvars.copy_context()  # hedges belong to the caller, not to whom the timer was set for
+        self._watched = watched
+        self._owner = watched.owner
+        self._context = context
+        self._hedges: set[asyncio.Task[None]] = set()
         self._begun = 1
-        self._limit = owner.limit
+        self._limit = watched.owner.limit
         self._first = True  # it is out
         self._failure: BaseException | None = None
         self._winner: Call | None = None
@@ -158,11 +172,11 @@ class Race(Tries):
         Raises:
             RpcError: no attempt was answered.
         """
-        tried = 0
-        while self._elsewhere(self._call, error, tried):
+        call, tried = self._watched.call, 0
+        while self._elsewhere(call, error, tried):
             tried = len(self.endpoints)
             try:
-                return await self._owner.attempts.attempt(self._call, self)
+                return await self._owner.attempts.attempt(call, self)
             except RpcError as failed:
                 error = failed
         self._first = False
@@ -171,7 +185,7 @@ class Race(Tries):
         if not self.over:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        call, winner = self._call, self._winner
+        winner = self._winner
         call.deadline, call.inherited = self.deadline, self.inherited
         if winner is not None:
             call.header, call.trailer, call.received = winner.header, winner.trailer, winner.received
@@ -194,7 +208,7 @@ class Race(Tries):
         if isinstance(self._context.run(attempts.may_repeat, self, at_once=True), str):
             return False
         self._begun += 1
-        call = self._call
+        call = self._watched.call
         hedge = Call(
             call.method,
             call.request,
@@ -206,9 +220,9 @@ class Race(Tries):
         hedge.inherited = self.inherited
         hedge.attempt = self._begun
         task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context)
-        self.hedges = {task} if self.hedges is None else {*self.hedges, task}
+        self._hedges.add(task)
         if self._begun < self._limit:
-            self._owner.watch(self, now)
+            self._owner.wake(self._watched, now)
         return True
 
     async def _run(self, hedge: Call) -> None:
@@ -226,8 +240,7 @@ class Race(Tries):
         else:
             failure = None
         finally:
-            assert self.hedges is not None
-            self.hedges.discard(cast(asyncio.Task[None], asyncio.current_task()))
+            self._hedges.discard(cast(asyncio.Task[None], asyncio.current_task()))
         if self.over:
             return
         if failure is None:
@@ -269,19 +282,20 @@ class Race(Tries):
             self._limit = self._begun  # the server says when it may be asked again, if at all: no more hedges
         if again and self.begin(attempts.time()):
             return
-        if not again or not (self._first or self.hedges):
+        if not again or not (self._first or self._hedges):
             self._decide()
 
     def _decide(self) -> None:
         """There is a reply or a final failure: the others are let go."""
         self.over = True
         self.stop()
-        if self._first and self._call.give_up is not None:
-            self._call.give_up()
+        give_up = self._watched.call.give_up
+        if self._first and give_up is not None:
+            give_up()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def stop(self) -> None:
         """Let go of the hedges that are out."""
-        for task in self.hedges or ():
+        for task in self._hedges:
             task.cancel()
