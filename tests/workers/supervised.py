@@ -190,15 +190,16 @@ async def supervised(folder: Path, *arguments: str, command: Any = None, **varia
     running = Supervised(process, folder)
     try:
         yield running
-        assert not [pid for pid in running.workers if _runs(pid)]
+        assert not [pid for pid in running.workers if runs(pid)]
     finally:
         for pid in (process.pid, *running.workers):
-            if _runs(pid):
+            if runs(pid):
                 os.kill(pid, signal.SIGKILL)
         await process.communicate()
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether this process of ours has not ended."""
     try:
         return b"framework" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie has none
     except (FileNotFoundError, ProcessLookupError):

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from framework import RpcError, Settings, Unavailable, connect
+from framework import RpcError, ServerSettings, Settings, Unavailable, connect
 from framework.cli import main
 from framework.client.dropin import Channel
+from framework.workers.supervisor import Supervisor
 from tests.invariants.conftest import until
 from tests.invariants.echo import EchoClient, text
-from tests.workers.supervised import ROOT, supervised, write
+from tests.server.test_start import Recording
+from tests.workers.supervised import ROOT, runs, supervised, write
 
 
 @pytest.fixture
@@ -222,15 +224,36 @@ async def test_drain(number: signal.Signals, app: Path) -> None:
         assert await running.ended() == 0
 
 
+async def test_order_of_a_drain(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is registered while the workers say SERVING, and deregistered while they say NOT_SERVING already."""
+    monkeypatch.chdir(app)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("FRAMEWORK_SERVER_DRAIN_DELAY", "100ms")
+    monkeypatch.delenv("FRAMEWORK_REGISTRY", raising=False)
+    events: list[str] = []
+    registry = Recording(events)
+    monkeypatch.setattr("framework.workers.supervisor.open_registry", lambda url: registry)
+    settings = Settings(server=ServerSettings(workers=2))
+    supervisor = Supervisor(
+        "echo", settings, (sys.executable, "-m", "framework", "run", "app", "--workers=2"), interactive=False
+    )
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: events or running.done())
+    assert repr(supervisor) == "<Supervisor of echo: 2 of 2 workers serve>"
+    os.kill(os.getpid(), signal.SIGTERM)
+    await running
+    assert events == ["registered while SERVING", "deregistered while NOT_SERVING", "registry closed"]
+
+
 async def test_ctrl_c_reaches_the_supervisor_alone(app: Path) -> None:
     """A terminal sends SIGINT to the whole group of processes; the calls in the workers are answered all the same."""
     async with supervised(app) as running:
         await running.serves()
         call = await running.in_flight("sleep 0.3")
+        assert running.pid not in map(os.getpgid, running.workers)  # not even while they start
         os.killpg(running.pid, signal.SIGINT)
         assert (await call).split()[0] == "1"
         assert await running.ended() == 0
-        assert "KeyboardInterrupt" not in "\n".join(running.said)
 
 
 async def test_second_signal(app: Path) -> None:
@@ -338,6 +361,19 @@ async def test_mistake_in_the_code(old: str, new: str, line: str, app: Path) -> 
     write(app, old, new)
     code, [only] = await said(app)
     assert (code, only.startswith(f"framework: {line}")) == (2, True)
+
+
+async def test_mistake_that_all_find_at_once(app: Path) -> None:
+    """It is still said once."""
+    wait = "while not os.path.exists('go'): time.sleep(0.01)"
+    write(app, first=f"print(os.getpid(), flush=True)\n{wait}\nraise FrameworkError('no')")
+    async with supervised(app) as running:
+        assert running.process.stdout is not None
+        workers = [int(await asyncio.wait_for(running.process.stdout.readline(), 15)) for _ in range(2)]
+        os.kill(running.pid, signal.SIGSTOP)
+        (app / "go").touch()
+        await until(lambda: not any(map(runs, workers)))
+        assert (await running.ended(signal.SIGCONT), running.said) == (2, ["framework: no"])
 
 
 async def test_registry_that_cannot_be_used(app: Path) -> None:
