@@ -1,22 +1,49 @@
 """One port for several processes: reserve it, and leave it without losing a connection.
 
-Each worker listens with SO_REUSEPORT, and Linux spreads new connections over them. What waits to be accepted when a
-listening socket closes is reset, so a worker that leaves takes its socket out of the spreading first, then waits until
-its connections have aged: gRPC tells each client with GOAWAY to make another, and that one goes to another worker.
-grpc's own way of stopping is not enough, since it cancels the calls that arrive before the client has read the GOAWAY.
+Each worker listens with SO_REUSEPORT, and Linux spreads new connections over them. A worker that leaves while others
+stay does so in two steps, each for something that is lost otherwise:
+
+- It stops listening. A listening socket that closes resets the connections that grpc has not accepted yet, so it turns
+  new ones down first, by a filter that drops their first packet. The client's kernel sends that again after a second,
+  and it arrives at another worker.
+- It waits until its connections have aged: grpc tells each client with GOAWAY to make another. To shut grpc down would
+  send a GOAWAY too, but it cancels the calls that arrive before the client has read it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ctypes
 import errno
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 
 from framework.errors import ConfigError
 from framework.server.wire import unusable
+
+HANDSHAKE = 0.003
+"""Seconds in which a connection that has begun is made, as a rule; one that begins in them is made a second later."""
+
+LOOKS = 300
+"""How often grpc is given so long to accept the connections that there are."""
+
+SO_ATTACH_FILTER = 26
+
+_INSTRUCTION = struct.Struct("HBBI")
+_NO_NEW_ONES = b"".join(
+    _INSTRUCTION.pack(*fields)
+    for fields in (
+        (0x30, 0, 0, 13),  # load the flags of the TCP header
+        (0x45, 1, 0, 0x10),  # skip one if ACK is among them, as it is in all packets but the first
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # keep
+    )
+)
+"""A classic BPF program that drops what opens a connection."""
 
 
 def reserve(host: str, port: int, exits: contextlib.ExitStack) -> int:
@@ -57,11 +84,30 @@ def reserve(host: str, port: int, exits: contextlib.ExitStack) -> int:
     return bound
 
 
-def stop_listening(port: int) -> None:
-    """This process gets no more connections on a port; those that it has are not touched."""
-    for found in _sockets(port):
-        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+async def stop_listening(port: int) -> None:
+    """Get no more connections on a port; those that there are get accepted, and go on."""
+    with contextlib.ExitStack() as exits:
+        listening = [exits.enter_context(found.dup()) for found in _sockets(port) if _listens(found)]
+        program = ctypes.create_string_buffer(_NO_NEW_ONES)
+        length = len(_NO_NEW_ONES) // _INSTRUCTION.size
+        for found in listening:
+            found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", length, ctypes.addressof(program)))
+        for _ in range(LOOKS):
+            await asyncio.sleep(HANDSHAKE)
+            if not any(map(_waiting, listening)):
+                break
+        for found in listening:
             found.shutdown(socket.SHUT_RD)
+
+
+def _listens(found: socket.socket) -> bool:
+    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _waiting(listening: socket.socket) -> int:
+    """How many connections wait to be accepted: `tcpi_unacked`, for a socket that listens."""
+    length: int = struct.unpack_from("I", listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24)[0]
+    return length
 
 
 def connections(port: int) -> int:

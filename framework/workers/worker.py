@@ -167,7 +167,7 @@ class Worker:
                 self._say({"serves": Report.of(settings, describe(server.port)).encode()})
                 order = await orders.get()
                 if order == RETIRE:
-                    stop_listening(server.port)
+                    await stop_listening(server.port)
                     order = await _emptied(server.port, settings.server.connection_age, orders)
                 server.settings = dataclasses.replace(server.settings, drain=_drain(order, settings.server.drain))
         except asyncio.CancelledError:

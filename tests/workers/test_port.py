@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -85,19 +86,29 @@ def test_host_of_another_machine(host: str, exits: contextlib.ExitStack) -> None
         reserve(host, 0, exits)
 
 
-def test_stopping_to_listen(exits: contextlib.ExitStack) -> None:
-    """New connections go to the others from that moment on; those that are there stay."""
+async def test_stopping_to_listen(exits: contextlib.ExitStack) -> None:
+    """New connections go to the others from that moment on; those that are there stay, accepted or not."""
     port = reserve("127.0.0.1", 0, exits)
     own = exits.enter_context(listening(port))
-    client = exits.enter_context(socket.create_connection(("127.0.0.1", port)))
-    accepted = exits.enter_context(own.accept()[0])
-    assert connections(port) == 1
-    stop_listening(port)
-    with socket.socket() as late:
-        assert late.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
-    client.sendall(b"still there")
-    assert accepted.recv(100) == b"still there"
-    accepted.close()
+    own.setblocking(False)
+    clients = [exits.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2)]
+    accepted = [exits.enter_context(own.accept()[0])]
+    stopping = asyncio.create_task(stop_listening(port))
+    await asyncio.sleep(0)
+    late = exits.enter_context(socket.socket())
+    late.settimeout(0.02)
+    with pytest.raises(TimeoutError):  # its kernel will ask once more
+        late.connect(("127.0.0.1", port))
+    accepted.append(exits.enter_context(own.accept()[0]))
+    assert connections(port) == 2
+    await stopping
+    with socket.socket() as later:
+        assert later.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+    for client, one in zip(clients, accepted, strict=True):
+        client.sendall(b"still there")
+        one.settimeout(5)
+        assert one.recv(100) == b"still there"
+        one.close()
     assert connections(port) == 0
 
 
