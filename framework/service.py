@@ -195,7 +195,7 @@ class Service:
         )
 
     async def serve(self, settings: Settings | None = None, *, interactive: bool | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
+        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. In this process, with no workers.
 
         Args:
             settings: default: the service's own, or `Settings.load()`.
@@ -256,6 +256,7 @@ class Service:
             FrameworkError: it cannot start; the message says why and what to do.
         """
         if worker is not None:
+            configure_logging("%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s")
             settings = worker.placed(settings)
             running = self.running(settings, shared=True)
             run_until_complete(worker.serve(running, settings, lambda port: self._instance(settings.server, port)))
@@ -303,10 +304,10 @@ def run_until_complete(coroutine: Any) -> Any:
         return runner.run(coroutine)
 
 
-def configure_logging() -> None:
+def configure_logging(form: str = "%(asctime)s %(levelname)-7s %(name)s: %(message)s") -> None:
     """Readable lines on standard error, unless the application has set up logging itself."""
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format=form)
 
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")

@@ -80,6 +80,11 @@ class Supervisor:
         self._registration = _Registration(name)
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def members(self) -> list[Member]:
+        """The worker in each place, with one that has died and is not replaced yet."""
+        return [self._places[place] for place in sorted(self._places)]
+
     async def run(self) -> None:
         """Supervise until a signal, then drain.
 
@@ -154,6 +159,7 @@ class Supervisor:
             if await member.starts():
                 restart.serves(loop.time())
                 self._latest = member.report
+                self._changed.set()
                 log.info("%s: worker %d (pid %d) serves", self.name, member.number, member.pid)
             await member.ended()
             self._everybody.discard(member)
@@ -162,15 +168,19 @@ class Supervisor:
             if member.report is None and member.mistakes and (first or not self._serving()):
                 raise _raised(member.mistakes)
             first = False
-            wait = restart.died(loop.time())
-            log.warning(
-                "%s: worker %d (pid %d) %s; another one starts in %.1f s",
-                self.name, member.number, member.pid, member.fate(), wait,
-            )  # fmt: skip
-            await asyncio.sleep(wait)
-            if self._places.get(member.number) is not member:
-                return
-            member = self._places[member.number] = self._start(member.number)
+            fate = f"worker {member.number} (pid {member.pid}) {member.fate()}"
+            started = None
+            while started is None:
+                wait = restart.died(loop.time())
+                log.warning("%s: %s; another one starts in %.1f s", self.name, fate, wait)
+                await asyncio.sleep(wait)
+                if self._places.get(member.number) is not member:
+                    return
+                try:
+                    started = self._start(member.number)
+                except OSError as error:
+                    fate = f"worker {member.number} cannot be started ({error})"
+            member = self._places[member.number] = started
 
     def _serving(self) -> list[Member]:
         return [member for member in self._everybody if member.serves]
@@ -197,19 +207,27 @@ class Supervisor:
             await self._reload.wait()
             self._reload.clear()
             log.info("%s reloads", self.name)
-            if await self._replace_all(group):
+            try:
+                problem = await self._replace_all(group)
+            except OSError as error:
+                problem = f"cannot be started ({error})"
+            if problem:
+                log.error("%s: the reload has failed, the new worker %s; the others go on", self.name, problem)
+            else:
                 log.info("%s has reloaded: %d workers", self.name, len(self._places))
 
-    async def _replace_all(self, group: asyncio.TaskGroup) -> bool:
-        """Put a new worker into each place, one after the other; as many as the new ones say there are to be."""
+    async def _replace_all(self, group: asyncio.TaskGroup) -> str:
+        """Put a new worker into each place, one after the other; as many as the new ones say there are to be.
+
+        Returns what happened to one that does not serve; it is the last.
+        """
         place, wanted = 1, len(self._places)
         while place <= wanted:
             fresh = self._start(place)
             if not await fresh.starts():
                 await fresh.ended()
                 self._everybody.discard(fresh)
-                log.error("%s: the reload has failed, the new worker %s; the others go on", self.name, fresh.fate())
-                return False
+                return fresh.fate()
             assert fresh.report is not None
             wanted = fresh.report.workers
             old = self._places.get(place)
@@ -219,7 +237,7 @@ class Supervisor:
             place += 1
         for surplus in sorted(self._places)[wanted:]:
             await self._retire(self._places.pop(surplus))
-        return True
+        return ""
 
     async def _retire(self, old: Member) -> None:
         old.tell(RETIRE)

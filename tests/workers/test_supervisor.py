@@ -7,13 +7,16 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from framework import RpcError, ServerSettings, Settings, Unavailable, connect
+from framework import ConfigError, Instance, RpcError, ServerSettings, Settings, Unavailable, connect
 from framework.cli import main
 from framework.client.dropin import Channel
+from framework.workers.member import Member
 from framework.workers.supervisor import Supervisor
 from tests.invariants.conftest import until
 from tests.invariants.echo import EchoClient, text
@@ -224,25 +227,79 @@ async def test_drain(number: signal.Signals, app: Path) -> None:
         assert await running.ended() == 0
 
 
-async def test_order_of_a_drain(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is registered while the workers say SERVING, and deregistered while they say NOT_SERVING already."""
+class Reluctant(Recording):
+    """Refuses to register as often as it is told."""
+
+    refusals = 0
+
+    async def register(self, instance: Instance) -> Recording:
+        if self.refusals:
+            self.refusals -= 1
+            raise ConfigError("the registry is away")
+        return await super().register(instance)
+
+
+@asynccontextmanager
+async def here(app: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Supervisor, Reluctant]]:
+    """A supervisor in this process, once it has registered its workers; ended by a signal."""
     monkeypatch.chdir(app)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("FRAMEWORK_SERVER_DRAIN_DELAY", "100ms")
     monkeypatch.delenv("FRAMEWORK_REGISTRY", raising=False)
-    events: list[str] = []
-    registry = Recording(events)
+    registry = Reluctant([])
     monkeypatch.setattr("framework.workers.supervisor.open_registry", lambda url: registry)
-    settings = Settings(server=ServerSettings(workers=2))
-    supervisor = Supervisor(
-        "echo", settings, (sys.executable, "-m", "framework", "run", "app", "--workers=2"), interactive=False
-    )
+    command = (sys.executable, "-m", "framework", "run", "app", "--workers=2")
+    supervisor = Supervisor("echo", Settings(server=ServerSettings(workers=2)), command, interactive=False)
     running = asyncio.create_task(supervisor.run())
-    await until(lambda: events or running.done())
-    assert repr(supervisor) == "<Supervisor of echo: 2 of 2 workers serve>"
-    os.kill(os.getpid(), signal.SIGTERM)
-    await running
-    assert events == ["registered while SERVING", "deregistered while NOT_SERVING", "registry closed"]
+    await until(lambda: registry.events or running.done())
+    try:
+        yield supervisor, registry
+    finally:
+        if not running.done():  # or it would be the test that gets the signal
+            os.kill(os.getpid(), signal.SIGTERM)
+        await running
+
+
+async def test_order_of_a_drain(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is registered while the workers say SERVING, and deregistered while they say NOT_SERVING already."""
+    async with here(app, monkeypatch) as (supervisor, registry):
+        assert repr(supervisor) == "<Supervisor of echo: 2 of 2 workers serve>"
+    assert registry.events == ["registered while SERVING", "deregistered while NOT_SERVING", "registry closed"]
+
+
+async def test_registry_that_is_away_later(
+    app: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once it has been registered, a service waits for its registry."""
+    monkeypatch.setattr("framework.workers.supervisor.REGISTER_AGAIN", 0.02)
+    async with here(app, monkeypatch) as (supervisor, registry):
+        registry.refusals = 3
+        registry.closed = True  # nobody is there to ask for its health
+        for member in supervisor.members:
+            member.kill()
+        await until(lambda: len(registry.instances) == 2)
+    said = "echo is not registered, and tries again: the registry is away"
+    assert [record.message for record in caplog.records].count(said) == 3
+
+
+async def test_machine_that_can_start_no_process(
+    app: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The supervisor tries again, and reloads when it can."""
+
+    def full(*_: object) -> Member:
+        raise OSError("too many processes")
+
+    async with here(app, monkeypatch) as (supervisor, _):
+        first, other = supervisor.members
+        with monkeypatch.context() as patch:
+            patch.setattr("framework.workers.supervisor.Member", full)
+            first.kill()
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: "worker 1 cannot be started (too many processes); another one starts" in caplog.text)
+            await until(lambda: "the new worker cannot be started (too many processes); the others go" in caplog.text)
+        await until(lambda: len(supervisor.members) == 2 and all(member.serves for member in supervisor.members))
+        assert other in supervisor.members
 
 
 async def test_ctrl_c_reaches_the_supervisor_alone(app: Path) -> None:
