@@ -65,11 +65,6 @@ class Member:
         """It answers calls, and SERVING."""
         return self.report is not None and not self.leaves and not self._ended.is_set()
 
-    @property
-    def tried(self) -> bool:
-        """It has served or ended."""
-        return self._tried.is_set()
-
     async def starts(self) -> bool:
         """Whether it serves, as soon as that is known."""
         await self._tried.wait()

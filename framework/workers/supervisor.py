@@ -73,7 +73,7 @@ class Supervisor:
         self._places: dict[int, Member] = {}
         self._everybody: set[Member] = set()  # with those that retire
         self._latest: Report | None = None
-        self._up = False
+        self._tried: set[int] = set()  # places whose worker has served or died
         self._changed = asyncio.Event()
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
@@ -159,8 +159,9 @@ class Supervisor:
             if await member.starts():
                 restart.serves(loop.time())
                 self._latest = member.report
-                self._changed.set()
                 log.info("%s: worker %d (pid %d) serves", self.name, member.number, member.pid)
+            self._tried.add(member.number)
+            self._changed.set()
             await member.ended()
             self._everybody.discard(member)
             if self._places.get(member.number) is not member:
@@ -190,8 +191,7 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            self._up = self._up or all(member.tried for member in self._places.values())
-            if not self._up or self._latest is None:
+            if self._latest is None or not self._tried >= self._places.keys():
                 continue
             wanted = self._latest if self._serving() else None
             try:
@@ -278,9 +278,9 @@ class Supervisor:
         await self._registration.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AT_ONCE):
-                for member in self._everybody:
+                for member in tuple(self._everybody):
                     await member.ended()
-        for member in self._everybody:
+        for member in tuple(self._everybody):
             member.kill()
             await member.ended()
 

@@ -107,6 +107,30 @@ async def test_start_that_fails_at_first(app: Path) -> None:
         assert await running.ended(signal.SIGTERM) == 0
 
 
+ONE_BY_ONE = """
+for own, next in ("first", "second"), ("second", "third"), ("third", "never"):
+    try:
+        open(own, "x").close()
+        break
+    except FileExistsError:
+        pass
+while not os.path.exists(next):
+    await asyncio.sleep(0.01)
+if own == "first":
+    raise LookupError("no luck")
+"""
+
+
+async def test_one_that_does_not_come_up(app: Path) -> None:
+    """A worker that died and then starts for ever does not keep the other one from being registered."""
+    write(app, first=ONE_BY_ONE)
+    async with supervised(app) as running:
+        await running.until("ended with exit code 1; another one starts")
+        await running.serves()
+        assert await running.answering(1) == set(running.workers)
+        assert await running.ended(signal.SIGTERM) == 0
+
+
 async def test_worker_that_is_told_to_stop(app: Path) -> None:
     """SIGTERM to one worker drains that one, and another takes its place."""
     async with supervised(app) as running:
