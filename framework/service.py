@@ -262,6 +262,8 @@ class Service:
             run_until_complete(worker.serve(running, settings, lambda port: self._instance(settings.server, port)))
         elif settings.server.workers == 1:
             run_until_complete(self.serve(settings))
+        elif len(command) == 1:
+            raise FrameworkError(f"workers run the program of {self.name} again, and here is none; use `framework run`")
         else:
             supervisor = Supervisor(self.name, settings, command, interactive=sys.stderr.isatty())
             run_until_complete(supervisor.run())

@@ -13,13 +13,23 @@ from pathlib import Path
 
 import pytest
 
-from framework import ConfigError, Instance, RpcError, ServerSettings, Settings, Unavailable, connect
+from framework import (
+    ConfigError,
+    FrameworkError,
+    Instance,
+    RpcError,
+    ServerSettings,
+    Service,
+    Settings,
+    Unavailable,
+    connect,
+)
 from framework.cli import main
 from framework.client.dropin import Channel
 from framework.workers.member import Member
 from framework.workers.supervisor import Supervisor
 from tests.invariants.conftest import until
-from tests.invariants.echo import EchoClient, text
+from tests.invariants.echo import Echo, EchoClient, text
 from tests.server.test_start import Recording
 from tests.workers.supervised import ROOT, runs, supervised, write
 
@@ -461,6 +471,13 @@ async def test_registry_that_cannot_be_used(app: Path) -> None:
     """So does a registry that cannot be had."""
     code, lines = await said(app, "--registry", "etcd://127.0.0.1")
     assert (code, lines[-1].startswith("framework: Registry 'etcd://127.0.0.1' is not understood.")) == (2, True)
+
+
+def test_no_program_to_run_again() -> None:
+    """Typed into an interpreter, a service cannot have workers."""
+    service = Service("echo", servicers=[Echo()])
+    with pytest.raises(FrameworkError, match="workers run the program of echo again, and here is none; use `framework"):
+        service.launch(Settings(server=ServerSettings(workers=2)), None, [sys.executable])
 
 
 @pytest.mark.parametrize("number", ["0", "two", "1.5", "-1"])
