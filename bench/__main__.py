@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, discovery, start
+from bench import calls, discovery, start, workers
 from bench.harness import Row
 
 BENCHES = {
@@ -22,6 +22,7 @@ BENCHES = {
     "local": discovery.local,
     "consul": discovery.consul,
     "start": start.start,
+    "workers": workers.workers,
 }
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from framework.errors import ConfigError
 from framework.parsing import Table, duration, integer, leaves, replaced, setting, suggest, table, text
@@ -50,6 +50,21 @@ QUICK_DRAIN = Drain(delay=0.0, grace=1.0, streams=0.2)
 """For Ctrl-C on a terminal, where a person waits."""
 
 
+def _workers(value: Any, where: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return integer(1, 1024)(value, where)
+    except ConfigError as error:
+        raise ConfigError(f'{error}, or "auto" for one per CPU') from None
+
+
+def _age(value: Any, where: str) -> float:
+    if (age := duration(value, where)) < 0.1:
+        raise ConfigError(f"{where} is {value!r}; it must be at least 100ms")
+    return age
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings(Table):
     """`[server]`.
@@ -60,6 +75,9 @@ class ServerSettings(Table):
         advertise: `host:port` or `host` that clients are told to dial; empty is what the server listens on.
         max_message: bytes a message may have, in and out.
         drain: how it stops.
+        workers: processes that serve; "auto" is one for each CPU that can be used.
+        connection_age: seconds after which a client of one of several workers is told to connect anew, so that every
+            worker gets its share, and one that leaves loses no call.
     """
 
     host: str = setting("127.0.0.1", text)
@@ -67,6 +85,8 @@ class ServerSettings(Table):
     advertise: str = setting("", text)
     max_message: int = setting(4 << 20, integer(1024, 2**31 - 1))
     drain: Drain = table(Drain(), Drain)
+    workers: int | Literal["auto"] = setting(1, _workers)
+    connection_age: float = setting(30.0, _age)
 
 
 @dataclass(frozen=True, slots=True)

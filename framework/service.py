@@ -22,28 +22,27 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
 from framework.call import Interceptor
 from framework.config import QUICK_DRAIN, Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
-from framework.discovery.targets import open_registry
+from framework.discovery.targets import NO_REGISTRY, open_registry
 from framework.errors import ConfigError, FrameworkError, mistakes
 from framework.reload import watch
 from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
 from framework.server.servicer import Servicer
+from framework.workers.supervisor import Supervisor
+from framework.workers.worker import Worker
 
 log = logging.getLogger("framework")
 
 AT_ONCE = 0.5
 """Seconds that a second signal leaves for closing what can be closed."""
-
-NO_REGISTRY = "none"
-"""Name of a registry for services that nobody looks up."""
 
 Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
 
@@ -142,7 +141,12 @@ class Service:
 
     @asynccontextmanager
     async def running(
-        self, settings: Settings | None = None, *, registry: Registry | None = None, drain: Drain | None = None
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: Registry | None = None,
+        drain: Drain | None = None,
+        shared: bool = False,
     ) -> AsyncIterator[Server]:
         """Serve while the block runs; drains at its end.
 
@@ -150,6 +154,7 @@ class Service:
             settings: default: the service's own, or `Settings.load()`.
             registry: where to register, left open; default: what the settings name.
             drain: how to stop at the end of the block; default: the settings'.
+            shared: this is one of several workers behind a port, and another process registers them.
 
         Raises:
             FrameworkError: it cannot start; the message says why and what to do.
@@ -159,10 +164,10 @@ class Service:
         async with contextlib.AsyncExitStack() as exits:
             exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
             pipeline = await exits.enter_async_context(self.assembled())
-            if registry is None and settings.registry != NO_REGISTRY:
+            if registry is None and settings.registry != NO_REGISTRY and not shared:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)
-            server = Server(pipeline, settings.server, grpc_interceptors=self._grpc_interceptors)
+            server = Server(pipeline, settings.server, grpc_interceptors=self._grpc_interceptors, shared=shared)
             await server.start()
             exits.push_async_callback(server.stop)
             lease: Lease | None = None
@@ -171,14 +176,15 @@ class Service:
                 lease = await registry.register(instance)
                 exits.push_async_callback(lease.close)
                 log.info("%s serves on %s, registered in %s as %s", self.name, server.address, registry, instance.id)
-            else:
+            elif not shared:
                 log.info("%s serves on %s, not registered", self.name, server.address)
             yield server
             server.health.shut_down()
             if lease is not None:
                 await lease.close()
             await server.drain(drain)
-            log.info("%s has stopped", self.name)
+            if not shared:
+                log.info("%s has stopped", self.name)
 
     def _instance(self, settings: ServerSettings, port: int) -> Instance:
         return Instance(
@@ -189,7 +195,7 @@ class Service:
         )
 
     async def serve(self, settings: Settings | None = None, *, interactive: bool | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
+        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. In this process, with no workers.
 
         Args:
             settings: default: the service's own, or `Settings.load()`.
@@ -239,10 +245,38 @@ class Service:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def run(self, settings: Settings | None = None) -> None:
-        """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line."""
-        try:
+    def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
+        """Serve until a signal, as the settings say: in this process, or in workers of it.
+
+        Args:
+            worker: this process is one of them.
+            command: what to run for each of them.
+
+        Raises:
+            FrameworkError: it cannot start; the message says why and what to do.
+        """
+        if worker is not None:
+            configure_logging("%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s")
+            settings = worker.placed(settings)
+            running = self.running(settings, shared=True)
+            run_until_complete(worker.serve(running, settings, lambda port: self._instance(settings.server, port)))
+        elif settings.server.workers == 1:
             run_until_complete(self.serve(settings))
+        elif len(command) == 1:
+            raise FrameworkError(f"workers run the program of {self.name} again, and here is none; use `framework run`")
+        else:
+            supervisor = Supervisor(self.name, settings, command, interactive=sys.stderr.isatty())
+            run_until_complete(supervisor.run())
+
+    def run(self, settings: Settings | None = None) -> None:
+        """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line.
+
+        With `workers` in the settings, the program is run once more for each of them.
+        """
+        worker = Worker.claim()
+        try:
+            with worker.reporting() if worker is not None else contextlib.nullcontext():
+                self.launch(settings or self.settings or Settings.load(), worker, [sys.executable, *sys.orig_argv[1:]])
         except Exception as error:
             if not (found := mistakes(error)):
                 raise
@@ -272,10 +306,10 @@ def run_until_complete(coroutine: Any) -> Any:
         return runner.run(coroutine)
 
 
-def configure_logging() -> None:
+def configure_logging(form: str = "%(asctime)s %(levelname)-7s %(name)s: %(message)s") -> None:
     """Readable lines on standard error, unless the application has set up logging itself."""
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format=form)
 
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")

@@ -17,13 +17,18 @@ from framework.errors import ConfigError
 if TYPE_CHECKING:
     from framework.cli import Commands
 
+SERVER = ("host", "port", "advertise", "workers")
+"""Options that are settings of the server."""
+
 EPILOG = """\
 examples:
   framework run shop.catalog:service
   framework run shop.catalog:service --port 50051 --registry consul://127.0.0.1:8500
   framework run shop.catalog:service --host 0.0.0.0 --advertise catalog.internal:50051
+  framework run shop.catalog:service --workers auto
 
-SIGTERM and Ctrl-C drain: deregister, let calls end, leave. A second one stops at once."""
+SIGTERM and Ctrl-C drain: deregister, let calls end, leave. A second one stops at once. With workers, SIGHUP replaces
+them one by one with ones that read code and settings anew."""
 
 
 def add_parser(subparsers: Commands) -> None:
@@ -42,21 +47,32 @@ def add_parser(subparsers: Commands) -> None:
     parser.add_argument(
         "--registry", metavar="URL", help="consul://HOST:PORT, sqlite:///FILE, local (default), or none"
     )
+    parser.add_argument("--workers", metavar="N", help="processes that share the port (default 1); auto: one per CPU")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: framework.toml, if there)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve. Raises FrameworkError for a target, a setting or an address that cannot be used."""
-    from framework.service import run_until_complete
+    from framework.workers.worker import Worker
 
-    service = load(args.target)
-    settings = Settings.load(args.config) if args.config or service.settings is None else service.settings
-    given = {name: getattr(args, name) for name in ("host", "port", "advertise") if getattr(args, name) is not None}
-    server = ServerSettings.parse(given, "", settings.server) if given else settings.server
-    settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
-    run_until_complete(service.serve(settings))
+    worker = Worker.claim()
+    with worker.reporting() if worker is not None else contextlib.nullcontext():
+        service = load(args.target)
+        settings = Settings.load(args.config) if args.config or service.settings is None else service.settings
+        given = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
+        server = ServerSettings.parse(given, "", settings.server) if given else settings.server
+        settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
+        service.launch(settings, worker, command(args))
     return 0
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """What to run for the same once more, wherever this was called from."""
+    given = [
+        f"--{name}={getattr(args, name)}" for name in (*SERVER, "registry", "config") if getattr(args, name) is not None
+    ]
+    return [sys.executable, "-m", "framework", "run", args.target, *given]
 
 
 def load(target: str) -> Any:

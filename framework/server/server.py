@@ -24,16 +24,23 @@ class Server:
         pipeline: what to serve; complete before `start`.
         settings: where to listen and how to drain.
         grpc_interceptors: a user's own grpc.aio server interceptors.
+        shared: other processes listen on the same port.
     """
 
     def __init__(
-        self, pipeline: Pipeline, settings: ServerSettings | None = None, *, grpc_interceptors: Iterable[Any] = ()
+        self,
+        pipeline: Pipeline,
+        settings: ServerSettings | None = None,
+        *,
+        grpc_interceptors: Iterable[Any] = (),
+        shared: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.settings = settings or ServerSettings()
         self.health = Health(pipeline.services)
         self.port = 0
         self._interceptors = tuple(grpc_interceptors)
+        self._shared = shared
         self._server: Any = None
 
     @property
@@ -61,6 +68,7 @@ class Server:
             self.settings.port,
             max_message=self.settings.max_message,
             interceptors=self._interceptors,
+            shared_for=self.settings.connection_age if self._shared else None,
         )
         self.health.serving()
 

@@ -244,8 +244,23 @@ class _Handlers(grpc.GenericRpcHandler):
         return self._handlers.get(details.method)
 
 
+def unusable(host: str, port: int) -> ConfigError:
+    """What to tell whoever wants to listen there."""
+    return ConfigError(
+        f"port {port} on {host} is in use or may not be used. Choose another with --port, or 0 for any free one."
+        if port
+        else f"cannot listen on {host}: it is no address of this machine. Choose another with --host."
+    )
+
+
 async def listen(
-    pipeline: Pipeline, host: str, port: int, *, max_message: int, interceptors: Iterable[Any] = ()
+    pipeline: Pipeline,
+    host: str,
+    port: int,
+    *,
+    max_message: int,
+    interceptors: Iterable[Any] = (),
+    shared_for: float | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Start a grpc.aio server for a pipeline; returns it and the port it is bound to.
 
@@ -254,16 +269,21 @@ async def listen(
         port: 0 for any free one.
         max_message: bytes a message may have.
         interceptors: a user's own grpc.aio server interceptors.
+        shared_for: other processes listen on the port too; seconds after which a client is told to connect anew,
+            wherever that leads. Without it the port is this process's alone.
 
     Raises:
         ConfigError: the address cannot be had.
     """
     guard_loop()
+    sharing = [("grpc.so_reuseport", 0)]
+    if shared_for is not None:
+        sharing = [("grpc.so_reuseport", 1), ("grpc.max_connection_age_ms", int(shared_for * 1000))]
     server = grpc.aio.server(
         handlers=(_Handlers(pipeline),),
         interceptors=tuple(interceptors),
         options=(
-            ("grpc.so_reuseport", 0),
+            *sharing,
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", max_message),
         ),
@@ -275,10 +295,6 @@ async def listen(
     except RuntimeError:
         bound = 0
     if not bound:
-        raise ConfigError(
-            f"port {port} on {host} is in use or may not be used. Choose another with --port, or 0 for any free one."
-            if port
-            else f"cannot listen on {host}: it is no address of this machine. Choose another with --host."
-        )
+        raise unusable(host, port)
     await server.start()
     return server, bound

@@ -20,6 +20,8 @@ port = 8080
 advertise = "node7:80"
 max_message = 1048576
 drain = { delay = "500ms", grace = "1m", streams = 7 }
+workers = "auto"
+connection_age = "1m"
 
 [client]
 timeout = "5s"
@@ -68,7 +70,13 @@ def test_whole_file(file: Path) -> None:
     assert settings.registry == "consul://127.0.0.1:8500"
     drain = Drain(delay=0.5, grace=60.0, streams=7.0)
     assert settings.server == ServerSettings(
-        host="0.0.0.0", port=8080, advertise="node7:80", max_message=1 << 20, drain=drain
+        host="0.0.0.0",
+        port=8080,
+        advertise="node7:80",
+        max_message=1 << 20,
+        drain=drain,
+        workers="auto",
+        connection_age=60.0,
     )
     catalog = settings.client_for("catalog")
     assert (catalog.timeout, catalog.idle, catalog.balancer, catalog.connect_timeout) == (1.0, None, "round_robin", 0.1)
@@ -89,11 +97,13 @@ def test_environment_over_the_file(file: Path) -> None:
         EVERYTHING,
         FRAMEWORK_REGISTRY="static://127.0.0.1:1",
         FRAMEWORK_SERVER_PORT="9090",
+        FRAMEWORK_SERVER_WORKERS="3",
         FRAMEWORK_SERVER_DRAIN_GRACE="5s",
         FRAMEWORK_CLIENT_TIMEOUT="9s",
     )
     assert (settings.registry, settings.server.port, settings.server.host) == ("static://127.0.0.1:1", 9090, "0.0.0.0")
     assert settings.server.drain == Drain(delay=0.5, grace=5.0, streams=7.0)
+    assert settings.server.workers == 3
     assert (settings.client.timeout, settings.client_for("catalog").timeout) == (9.0, 9.0)
     assert settings.client_for("catalog").balancer == "round_robin"
 
@@ -176,6 +186,11 @@ NO_DURATION = 'which is no duration; write for example "500ms", "30s" or "5m"'
             "[server]\nmax_message = 1",
             "FILE server.max_message is 1; it must be a whole number from 1024 to 2147483647",
         ),
+        (
+            "[server]\nworkers = 0",
+            'FILE server.workers is 0; it must be a whole number from 1 to 1024, or "auto" for one per CPU',
+        ),
+        ('[server]\nconnection_age = "1ms"', "FILE server.connection_age is '1ms'; it must be at least 100ms"),
         ("[server]\ndrain = 7", "FILE server.drain is 7; it must be a table"),
         ('[server]\ndrain = { grace = "long" }', f"FILE server.drain.grace is 'long', {NO_DURATION}"),
         ("[client]\ntimeout = -1", f"FILE client.timeout is -1, {NO_DURATION}"),

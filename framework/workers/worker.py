@@ -1,0 +1,222 @@
+"""One of several workers: what it is told, and what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from framework.config import QUICK_DRAIN, Drain, Settings
+from framework.discovery import Instance
+from framework.errors import mistakes
+from framework.server.server import Server
+from framework.workers.count import count
+from framework.workers.port import connections, stop_listening
+
+VARIABLE = "FRAMEWORK_WORKER"
+"""Tells a process that it is a worker: the descriptor of its end of the socket pair, and where to listen."""
+
+LONGEST_MESSAGE = 1 << 17
+
+LEAVE = "leave"
+"""Answer NOT_SERVING, and go on."""
+
+DRAIN = "drain"
+"""Stop as the settings say."""
+
+DRAIN_QUICKLY = "drain quickly"
+"""Stop while a person waits."""
+
+RETIRE = "retire"
+"""Stop while others go on: let the connections move to them first."""
+
+STOP = "stop"
+"""Stop at once."""
+
+ORPHANED = ""
+"""What the end of the socket pair means: stop by yourself, nobody waits for clients to hear of it."""
+
+LOOK = 0.1
+"""Seconds between two looks at how many clients a worker has that retires."""
+
+STRAYED = 2.0
+"""Seconds beyond its grace after which a worker whose supervisor is gone ends, whatever it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker that serves tells about itself.
+
+    Attributes:
+        workers: how many there are to be, by the settings that it read.
+        registry: where to register.
+        instance: what to register.
+        drain: how it stops.
+        connection_age: seconds that a connection to it lasts.
+    """
+
+    workers: int
+    registry: str
+    instance: Instance
+    drain: Drain
+    connection_age: float
+
+    @classmethod
+    def of(cls, settings: Settings, instance: Instance) -> Report:
+        """Of a worker with these settings."""
+        server = settings.server
+        return cls(count(settings), settings.registry, instance, server.drain, server.connection_age)
+
+    def encode(self) -> dict[str, Any]:
+        """For JSON."""
+        instance = dataclasses.replace(self.instance, metadata=dict(self.instance.metadata))
+        return dataclasses.asdict(dataclasses.replace(self, instance=instance))
+
+    @classmethod
+    def decode(cls, fields: dict[str, Any]) -> Report:
+        """From JSON."""
+        instance = Instance(**fields["instance"] | {"tags": tuple(fields["instance"]["tags"])})
+        return cls(**fields | {"instance": instance, "drain": Drain(**fields["drain"])})
+
+
+class Worker:
+    """This process, as a worker.
+
+    Args:
+        control: its end of the socket pair.
+        host, port: where to listen, beside the other workers.
+    """
+
+    def __init__(self, control: socket.socket, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._control = control
+        self._told: Callable[[str], object] | None = None
+        self._patience = 0.0
+
+    @classmethod
+    def claim(cls) -> Worker | None:
+        """This process as a worker, if it was started as one. Its own children are none."""
+        told = os.environ.pop(VARIABLE, None)
+        if told is None:
+            return None
+        where = json.loads(told)
+        try:
+            control = socket.socket(fileno=where["control"])
+        except OSError:  # a child of a worker, started before that one claimed to be one
+            return None
+        control.set_inheritable(False)
+        worker = cls(control, where["host"], where["port"])
+        # A thread, so that a handler that blocks the loop does not outlive the supervisor.
+        threading.Thread(target=worker._listen, name="framework-worker", daemon=True).start()
+        return worker
+
+    def placed(self, settings: Settings) -> Settings:
+        """These settings, with the address that all workers listen on: it stays when a settings file changes."""
+        server = dataclasses.replace(settings.server, host=self._host, port=self._port)
+        return dataclasses.replace(settings, server=server)
+
+    async def serve(
+        self,
+        running: AbstractAsyncContextManager[Server],
+        settings: Settings,
+        describe: Callable[[int], Instance],
+    ) -> None:
+        """Serve until the supervisor says how to stop.
+
+        Args:
+            running: the server, around the time that it serves; drains at its end.
+            settings: those of the server.
+            describe: what to register for a port.
+        """
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        orders: asyncio.Queue[str] = asyncio.Queue()
+        server: Server | None = None
+        stopped = False
+
+        def told(order: str) -> None:
+            nonlocal stopped
+            if server is None or order == STOP:
+                stopped = True
+                task.cancel()
+            else:
+                server.health.shut_down()
+                self._say({"leaves": True})
+                if order != LEAVE:
+                    orders.put_nowait(order)
+
+        self._patience = settings.server.drain.grace + STRAYED
+        self._told = lambda order: loop.call_soon_threadsafe(told, order)
+        loop.add_signal_handler(signal.SIGTERM, told, DRAIN)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # is for the supervisor
+        try:
+            async with running as server:
+                self._say({"serves": Report.of(settings, describe(server.port)).encode()})
+                order = await orders.get()
+                if order == RETIRE:
+                    await stop_listening(server.port)
+                    order = await _emptied(server.port, settings.server.connection_age, orders)
+                server.settings = dataclasses.replace(server.settings, drain=_drain(order, settings.server.drain))
+        except asyncio.CancelledError:
+            if not stopped:
+                raise
+            task.uncancel()
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """A mistake of the user in this block is for the supervisor to say, once for all workers; exit code 2."""
+        try:
+            yield
+        except Exception as error:
+            if not (found := mistakes(error)):
+                raise
+            self._say({"mistakes": [str(mistake) for mistake in found]})
+            sys.exit(2)
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is gone, which the thread notices
+            self._control.send(json.dumps(message).encode())
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                order = self._control.recv(LONGEST_MESSAGE).decode()
+            except OSError:
+                order = ORPHANED
+            if self._told is None:
+                os._exit(0)  # it has not begun
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends already
+                self._told(order)
+            if order == ORPHANED:
+                time.sleep(self._patience)
+                os._exit(1)
+
+
+def _drain(order: str, drain: Drain) -> Drain:
+    """How a worker drains that was told so. Only when all of them do has it to become known among clients."""
+    if order == DRAIN:
+        return drain
+    return QUICK_DRAIN if order == DRAIN_QUICKLY else dataclasses.replace(drain, delay=0.0)
+
+
+async def _emptied(port: int, connection_age: float, orders: asyncio.Queue[str]) -> str:
+    """Wait until the clients of a worker that retires have gone elsewhere, or there is another order; returns it."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + connection_age * 1.1 + LOOK  # gRPC makes some last a tenth longer
+    while connections(port) and loop.time() < give_up:
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(orders.get(), LOOK)
+    return RETIRE
