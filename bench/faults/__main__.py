@@ -31,7 +31,7 @@ SCENARIOS: dict[str, Callable[[Lab, Form], Awaitable[Result]]] = {
     },
     "consul_down": registries.consul_down,
     "consul_flaps": registries.consul_flaps,
-    "blackhole": scenarios.packets,
+    "blackhole": scenarios.vanish,
     "rolling": scenarios.rolling,
     "storm": overloads.storm,
     "clock": scenarios.clock,
@@ -127,9 +127,12 @@ def main() -> int:
         print(f"faults: no scenario of that name; there are {', '.join(SCENARIOS)}", file=sys.stderr)
         return 2
     form = SHORT if "--short" in words else FULL
-    with tempfile.TemporaryDirectory() as folder, ConsulAgent(Path(folder)) as agent:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results, rows = runner.run(play(Lab(Path(folder), agent), names, form, rounds))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ConsulAgent(Path(folder)) as agent,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        results, rows = runner.run(play(Lab(Path(folder), agent), names, form, rounds))
     console = Console(width=160)
     console.print(shown(results), goals(rows))
     if form is FULL:

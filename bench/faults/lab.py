@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.faults.control import uses
 from bench.faults.report import Report
 from tests.consul_agent import ConsulAgent, free_ports
 
@@ -77,6 +78,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
+                start_new_session=True,  # Ctrl-C is the lab's; and the scheduler shares the CPU fairly among sessions
             )
         await self._answer()
 
@@ -182,6 +184,7 @@ class Fleet:
 
     Attributes:
         usage: moment, resident bytes and file descriptors of all instances together.
+        held_up: seconds that the lab itself had to wait for the CPU, at most: it says how busy the machine was.
     """
 
     def __init__(self, lab: Lab, folder: Path, service: str, instances: Sequence[Instance], registry: str) -> None:
@@ -190,6 +193,7 @@ class Fleet:
         self.service = service
         self.instances = instances
         self.usage: list[tuple[float, int, int]] = []
+        self.held_up = 0.0
         self._registry = registry
 
     @asynccontextmanager
@@ -226,15 +230,17 @@ class Fleet:
         await asyncio.gather(*(instance.ask(**how) for instance in instances or self.instances))
 
     async def _watch(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
         while True:
             resident = descriptors = 0
             for instance in self.instances:
-                with contextlib.suppress(OSError, AssertionError, IndexError):  # it has ended
-                    resident += int(Path(f"/proc/{instance.pid}/statm").read_text().split()[1]) * page
-                    descriptors += len(os.listdir(f"/proc/{instance.pid}/fd"))
+                with contextlib.suppress(OSError, IndexError):  # it has ended
+                    own = uses(instance.pid)
+                    resident, descriptors = resident + own[0], descriptors + own[1]
             self.usage.append((time.monotonic(), resident, descriptors))
-            await asyncio.sleep(LOOK)
+            for _ in range(10):
+                due = time.monotonic() + LOOK / 10
+                await asyncio.sleep(LOOK / 10)
+                self.held_up = max(self.held_up, time.monotonic() - due)
 
 
 class Lab:

@@ -10,7 +10,6 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import random
 import sys
 import time
@@ -23,7 +22,7 @@ import grpc
 import grpc.aio
 
 import framework.client.connect
-from bench.faults.control import clock, commands, tell
+from bench.faults.control import clock, commands, tell, uses
 from bench.faults.service import DEADLINE, GET, METHODS, id_of, request, rival_config
 from framework import Code, Method, RpcError, Settings, UnaryReply, connect
 from framework.call import Call, Handler, Reply
@@ -203,10 +202,8 @@ class Load:
 
 async def look(usage: list[tuple[float, float, int, int]]) -> None:
     """Note what this process uses, for ever."""
-    page = os.sysconf("SC_PAGE_SIZE")
     while True:
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-        usage.append((time.monotonic(), resident, len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())))
+        usage.append((time.monotonic(), *uses(), len(asyncio.all_tasks())))
         await asyncio.sleep(LOOK)
 
 
@@ -247,17 +244,14 @@ async def main(spec: dict[str, Any]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await load.finish()
-        Path(spec["results"]).write_text(
-            json.dumps(
-                {
-                    "calls": load.calls,
-                    "picks": picks,
-                    "connections": connections,
-                    "usage": usage,
-                    "warnings": warnings.lines,
-                }
-            )
-        )
+        results = {
+            "calls": load.calls,
+            "picks": picks,
+            "connections": connections,
+            "usage": usage,
+            "warnings": warnings.lines,
+        }
+        await asyncio.to_thread(Path(spec["results"]).write_text, json.dumps(results))
         tell(finished=time.monotonic())
 
 

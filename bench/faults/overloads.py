@@ -1,4 +1,4 @@
-"""More calls than there is room for. Each client has a fleet of its own: ours of our servers, the bare one of bare ones.
+"""More calls than there is room for. Our client has a fleet of our servers, the bare one has one of bare servers.
 
 An instance works on a few requests at a time, each of which takes a known time on average, so the capacity is known
 whatever the machine: what limits is the work, not the CPU.

@@ -38,9 +38,7 @@ class Blackhole:
         self._server = await asyncio.start_server(accept, "127.0.0.1", 0)
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
-    async def _join(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
-    ) -> None:
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
         await self.flow.wait()
         peer_reader, peer_writer = await asyncio.open_connection(host, port)
         pumps = [

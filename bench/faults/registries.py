@@ -43,9 +43,7 @@ async def consul_down(lab: Lab, form: Form) -> Result:
                 newcomer.signal(signal.SIGTERM)
                 await newcomer.ended()
 
-        spans, reports = await story(
-            fleet, callers, form.rate, (5, 20, 5) if form.full else (1, 3, 1), fault, heal
-        )
+        spans, reports = await story(fleet, callers, form.rate, (5, 20, 5) if form.full else (1, 3, 1), fault, heal)
     judge = Judge("consul_down", runs_of(fleet, spans, reports))
     judge.row("failed", "calls", lambda run: run.report.failed(spans.faulty), "<= 0")
     judge.row("registered_again", "s", lambda run: found - back, "<= 2", alone=True)
@@ -73,5 +71,7 @@ async def consul_flaps(lab: Lab, form: Form) -> Result:
     judge = Judge("consul_flaps", runs_of(fleet, spans, reports))
     judge.row("failed", "calls", lambda run: run.report.failed(spans.faulty), "<= 0")
     judge.row("connections", "opened or closed", lambda run: run.report.churn(spans.faulty), "<= 0", alone=True)
-    judge.row("logged", "warnings", lambda run: run.report.warned("framework.discovery", spans.faulty), ">= 1", alone=True)
+    judge.row(
+        "logged", "warnings", lambda run: run.report.warned("framework.discovery", spans.faulty), ">= 1", alone=True
+    )
     return judge.result()

@@ -55,6 +55,9 @@ class Executed(NamedTuple):
     instance: int
 
 
+LEFT_ALONE = 2.0
+"""Seconds without an attempt, after which an instance has been taken out; one look a second does not count as that."""
+
 Span = tuple[float, float]
 """From one moment to another, the second excluded."""
 
@@ -157,6 +160,14 @@ class Report:
             if mine > max(1.0, OUT * among / count):
                 return its[number] - span[0]
         return 0.0
+
+    def given_until_out(self, instance: Instance, span: Span) -> int:
+        """How many attempts this instance got until it was left alone for two seconds, or to the end."""
+        its, _ = self.given(instance, span)
+        for number, moment in enumerate(its[1:], 1):
+            if moment - its[number - 1] >= LEFT_ALONE:
+                return number
+        return len(its)
 
     def last_failure(self, span: Span) -> float:
         """Seconds from the beginning of a time until the last call was made that failed; 0 when none did."""

@@ -70,16 +70,16 @@ async def _gray(name: str, fleet: Fleet, callers: list[Caller], form: Form, faul
     judge = Judge(name, runs_of(fleet, spans, reports, victim, silent=True))
     judge.row("failed", "% of calls", lambda run: run.report.failed_percent(spans.faulty), "<= 0.1")
     judge.row("in_rotation", "s", lambda run: run.out or 0.0, "<= 2")
-    judge.row("p99.after_3s", "times before", partial(_slower, settled=3.0), "<= 2")
+    judge.row(f"p{100 * form.tail:.0f}.after_3s", "times before", partial(_slower, form=form, settled=3.0), "<= 2")
     return judge.result()
 
 
 Fault = Callable[[], Awaitable[None]]
 
 
-def _slower(run: Run, settled: float) -> float:
-    """p99 during the fault, so many seconds after it began, in terms of the one before."""
-    return run.report.latency(run.spans.settled(settled), 0.99) / run.report.latency(run.spans.before, 0.99)
+def _slower(run: Run, form: Form, settled: float) -> float:
+    """The tail during the fault, so many seconds after it began, in terms of the one before."""
+    return run.report.latency(run.spans.settled(settled), form.tail) / run.report.latency(run.spans.before, form.tail)
 
 
 async def sigstop(lab: Lab, form: Form) -> Result:
@@ -96,7 +96,7 @@ async def sigstop(lab: Lab, form: Form) -> Result:
         return await _gray("sigstop", fleet, callers, form, fault, heal)
 
 
-async def packets(lab: Lab, form: Form) -> Result:
+async def vanish(lab: Lab, form: Form) -> Result:
     """Packets to and from one instance vanish: a proxy before it forwards nothing, and closes nothing."""
     async with (
         blackhole() as proxy,
@@ -133,7 +133,12 @@ async def slow(lab: Lab, form: Form) -> Result:
         lambda run: run.report.share_percent(victim, spans.settled(1.0)),
         "<= 0.5" if form.full else "<= 1.5",
     )
-    judge.row("p99", "times before", partial(_slower, settled=1.0), "<= 1.3" if form.full else "<= 1.6")
+    judge.row(
+        f"p{100 * form.tail:.0f}",
+        "times before",
+        partial(_slower, form=form, settled=1.0),
+        "<= 1.3" if form.full else "<= 1.6",
+    )
     judge.row("failed", "calls", lambda run: run.report.failed(spans.faulty), "<= 0")
     return judge.result()
 
@@ -159,8 +164,7 @@ async def errors(lab: Lab, form: Form, *, percent: int, code: str) -> Result:
         "<= 0.01" if percent == 100 else "<= 0.1",
     )
     if percent == 100:
-        first = (spans.during[0], spans.during[0] + 1.0)
-        judge.row("given_in_first_second", "attempts", lambda run: len(run.report.given(victim, first)[0]), "<= 5")
+        judge.row("given_until_out", "attempts", lambda run: run.report.given_until_out(victim, spans.during), "<= 5")
     # The short form ends before two sweeps of the outlier detection.
     judge.row("in_rotation", "s", lambda run: run.out or 0.0, "<= 20" if form.full and percent < 100 else "")
     return judge.result()
@@ -274,5 +278,3 @@ async def oversize(lab: Lab, form: Form) -> Result:
     judge.row("others.failed", "calls", lambda run: run.report.failed(spans.faulty), "<= 0")
     judge.row("lowest_share", "% of attempts", lowest, ">= 10")
     return judge.result()
-
-

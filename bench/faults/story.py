@@ -19,6 +19,9 @@ Memory = Callable[[float], float]
 
 RIVAL = "grpc.aio"
 
+BUSY = 0.2
+"""Seconds of waiting for the CPU, above which a scenario says more about the machine than about the clients."""
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -38,6 +41,11 @@ class Form:
     def clients(self) -> list[str]:
         """Who calls."""
         return ["ours", RIVAL] if self.rival else ["ours"]
+
+    @property
+    def tail(self) -> float:
+        """The quantile that tells whether calls are slow; of a few hundred calls the 99th percentile says nothing."""
+        return 0.99 if self.full else 0.9
 
 
 FULL = Form(full=True, rate=250.0, rival=True)
@@ -74,12 +82,14 @@ class Run:
     Attributes:
         out: seconds that a faulty instance stayed in rotation, None where there is none.
         servers: megabytes of all instances at a moment.
+        held_up: seconds that the lab had to wait for the CPU.
     """
 
     report: Report
     spans: Spans
     out: float | None
     servers: Memory
+    held_up: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,15 @@ class Result:
         """The goals that were not met, each in a line; with what failed, if anything did."""
         lines = [f"{row.name} is {row.value:.4g} {row.unit}, not {row.goal}" for row in self.rows if not row.met]
         ours = self.runs[0]
-        return lines and [*lines, *filter(None, [ours.report.why(ours.spans.faulty)])]
+        return lines and [*lines, *filter(None, [ours.report.why(ours.spans.faulty)]), *self._busy()]
+
+    def _busy(self) -> list[str]:
+        return [f"the machine was busy: the lab waited {self.held_up:.2f} s for it"] if self.held_up > BUSY else []
+
+    @property
+    def held_up(self) -> float:
+        """Seconds that the lab had to wait for the CPU."""
+        return max(run.held_up for run in self.runs)
 
 
 async def nothing() -> None:
@@ -156,7 +174,7 @@ def runs_of(
                 if blind
                 else report.in_rotation(victim, spans.during, len(fleet.instances))
             )
-        runs.append(Run(report, spans, out, servers))
+        runs.append(Run(report, spans, out, servers, fleet.held_up))
     return runs
 
 
