@@ -305,6 +305,7 @@ class Lab:
                 dialled = await behind(dialled)
             instances.append(Instance(index, spec | {"port": port}, dialled, folder))
         async with AsyncExitStack() as exits:
+            exits.push_async_callback(asyncio.to_thread, deregister, agent or self.agent, spec["service"])
             for instance in instances:
                 exits.push_async_callback(instance.kill)
             await asyncio.gather(*(instance.start() for instance in instances))
@@ -324,6 +325,14 @@ class Lab:
         instance = Instance(len(fleet.instances), spec, f"127.0.0.1:{port}", fleet.folder)
         await instance.start()
         return instance
+
+
+def deregister(agent: ConsulAgent, service: str) -> None:
+    """Let an agent forget instances that were killed, or it would go on looking for them."""
+    if agent.running:
+        for id, one in agent.api("agent/services").items():
+            if one["Service"] == service:
+                agent.api(f"agent/service/deregister/{id}", "PUT")
 
 
 class Agent(ConsulAgent):

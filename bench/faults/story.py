@@ -48,7 +48,7 @@ class Form:
         return 0.99 if self.full else 0.9
 
 
-FULL = Form(full=True, rate=250.0, rival=True)
+FULL = Form(full=True, rate=200.0, rival=True)
 SHORT = Form(full=False, rate=100.0, rival=False)
 
 
