@@ -7,7 +7,7 @@ import pytest
 from bench.faults import scenarios
 from tests.faults.conftest import Play
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 async def test_kill_9(play: Play) -> None:

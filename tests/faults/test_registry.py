@@ -7,7 +7,7 @@ import pytest
 from bench.faults import registries
 from tests.faults.conftest import Play
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 async def test_consul_goes_and_comes_back_without_its_memory(play: Play) -> None:
