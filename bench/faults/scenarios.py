@@ -70,7 +70,12 @@ async def _gray(name: str, fleet: Fleet, callers: list[Caller], form: Form, faul
     judge = Judge(name, runs_of(fleet, spans, reports, victim, silent=True))
     judge.row("failed", "% of calls", lambda run: run.report.failed_percent(spans.faulty), "<= 0.1")
     judge.row("in_rotation", "s", lambda run: run.out or 0.0, "<= 2")
-    judge.row(f"p{100 * form.tail:.0f}.after_3s", "times before", partial(_slower, form=form, settled=3.0), "<= 2")
+    judge.row(
+        f"p{100 * form.tail:.0f}.after_3s",
+        "times before",
+        partial(_slower, form=form, settled=3.0),
+        "<= 2" if form.full else "<= 4",
+    )
     return judge.result()
 
 
@@ -137,7 +142,7 @@ async def slow(lab: Lab, form: Form) -> Result:
         f"p{100 * form.tail:.0f}",
         "times before",
         partial(_slower, form=form, settled=1.0),
-        "<= 1.3" if form.full else "<= 1.6",
+        "<= 1.3" if form.full else "<= 3",
     )
     judge.row("failed", "calls", lambda run: run.report.failed(spans.faulty), "<= 0")
     return judge.result()

@@ -23,7 +23,7 @@ RIVAL = "grpc.aio"
 TRIES = 3
 """How often a scenario is played while the machine is too busy to judge it."""
 
-BUSY = 0.2
+BUSY = 0.1
 """Seconds of waiting for the CPU, above which a scenario says more about the machine than about the clients."""
 
 

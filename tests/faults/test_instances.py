@@ -16,7 +16,7 @@ async def test_kill_9(play: Play) -> None:
 
 
 async def test_sigstop(play: Play) -> None:
-    """Nobody waits for an instance that has been stopped; the tail is judged at the 90th percentile."""
+    """Nobody waits for long for an instance that has been stopped; the 90th percentile may be four times as high."""
     assert await play(scenarios.sigstop) == []
 
 
@@ -26,7 +26,7 @@ async def test_packets_that_vanish(play: Play) -> None:
 
 
 async def test_one_slow_instance(play: Play) -> None:
-    """It gets no more than a look a second; the tail is judged at the 90th percentile, and 1.6 times is allowed."""
+    """It gets no more than a look a second; the 90th percentile may be three times as high, not ten times."""
     assert await play(scenarios.slow) == []
 
 
