@@ -102,6 +102,8 @@ class Ours:
             await UnaryReply(self._bound[method], METHODS[method], message, DEADLINE, metadata)
         except RpcError as error:
             return error.code.name, f"{error!r}"[:200]
+        except (Exception, asyncio.CancelledError) as error:  # nobody cancels: it would be a defect
+            return type(error).__name__, f"{error!r}"[:200]
         return Code.OK.name, ""
 
 
@@ -125,10 +127,16 @@ class Bare:
             await self._bound[method](message, timeout=DEADLINE, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             return error.code().name, str(error.details())[:200]
+        except (Exception, asyncio.CancelledError) as error:  # nobody cancels
+            return type(error).__name__, f"{error!r}"[:200]
         return Code.OK.name, ""
 
 
 CLIENTS: dict[str, type[Ours] | type[Bare]] = {"ours": Ours, "grpc.aio": Bare}
+
+
+Made = tuple[float, str, str, str]
+"""A call: when it was due, its id, method and criticality."""
 
 
 class Load:
@@ -147,7 +155,7 @@ class Load:
         self._rate = 0.0
         self._mix: Sequence[tuple[float, str, str]] = [(1.0, GET.name, "")]
         self._number = 0
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Made] = {}
         self.calls: list[tuple[float, float, str, str, str, str, str]] = []
 
     def change(self, rate: float | None = None, mix: Sequence[tuple[float, str, str]] | None = None) -> None:
@@ -176,8 +184,8 @@ class Load:
             self.calls.append((due, 0.0, "NOT_MADE", id, method, criticality, "too many calls in flight"))
             return
         task = asyncio.create_task(self._one(due, id, method, criticality))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = due, id, method, criticality
+        task.add_done_callback(self._running.pop)
 
     def _next(self, prefix: str = "") -> str:
         self._number += 1
@@ -195,9 +203,11 @@ class Load:
         return {"code": code, "said": said, "id": id, "seconds": time.monotonic() - start}
 
     async def finish(self) -> None:
-        """Wait for the calls that are in flight."""
+        """Wait for the calls that are in flight; those that do not end have failed as well."""
         if self._running:
             await asyncio.wait(self._running, timeout=10 * DEADLINE)
+        for due, id, method, criticality in self._running.values():
+            self.calls.append((due, time.monotonic() - due, "ENDLESS", id, method, criticality, "it has not ended"))
 
 
 async def look(usage: list[tuple[float, float, int, int]]) -> None:
