@@ -11,9 +11,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bench.faults.control import uses
@@ -277,6 +278,7 @@ class Lab:
         discovered_at: str = "",
         behind: Callable[[str], Awaitable[str]] | None = None,
         drain: float = 1.0,
+        behaviour: Mapping[str, float] = MappingProxyType({}),
     ) -> AsyncIterator[Fleet]:
         """Instances, serving and registered.
 
@@ -286,6 +288,7 @@ class Lab:
             discovered_at: `host:port` where our client looks for them, when that is not the agent.
             behind: gives, for the address of the first instance, the one that clients are to dial.
             drain: seconds for which a draining instance still accepts calls.
+            behaviour: how they behave, from the beginning and after a restart.
         """
         number = f"{random.getrandbits(32):08x}"
         folder = self.folder / f"fleet-{number}"
@@ -297,6 +300,7 @@ class Lab:
             "registry": f"consul://{address}",
             "delay": drain,
             "grace": 10.0,
+            "behaviour": dict(behaviour),
         }
         instances = []
         for index, port in enumerate(free_ports(count)):
@@ -320,6 +324,7 @@ class Lab:
             "registry": f"consul://{agent.address}",
             "delay": 0.0,
             "grace": 10.0,
+            "behaviour": {},
             "port": port,
         }
         instance = Instance(len(fleet.instances), spec, f"127.0.0.1:{port}", fleet.folder)

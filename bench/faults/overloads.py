@@ -17,6 +17,8 @@ MEDIAN, SIGMA = 0.15, 0.4
 EACH = WORKERS / (MEDIAN * math.exp(SIGMA**2 / 2))
 """Requests a second that an instance can finish."""
 
+BEHAVIOUR = {"workers": WORKERS, "median": MEDIAN, "sigma": SIGMA}
+
 CRITICALITIES: Mix = (
     (0.2, "Get", "CRITICAL"),
     (0.3, "Get", "SHEDDABLE_PLUS"),
@@ -35,10 +37,9 @@ async def _overload(
     runs: list[Run] = []
     for client in form.clients:
         async with (
-            lab.fleet(kind="ours" if client == "ours" else "bare", count=count) as fleet,
+            lab.fleet(kind="ours" if client == "ours" else "bare", count=count, behaviour=BEHAVIOUR) as fleet,
             fleet.callers([client]) as callers,
         ):
-            await fleet.behave(workers=WORKERS, median=MEDIAN, sigma=SIGMA)
             [caller] = callers
             fault, heal = partial(caller.load, factor * capacity), partial(caller.load, capacity / 2)
             spans, reports = await story(fleet, callers, capacity / 2, times, fault, heal, mix)

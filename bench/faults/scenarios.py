@@ -178,7 +178,9 @@ async def errors(lab: Lab, form: Form, *, percent: int, code: str) -> Result:
 async def rolling(lab: Lab, form: Form) -> Result:
     """Every instance is drained and started again, one after the other, while calls of both kinds go on."""
     half: Mix = ((0.5, "Get", ""), (0.5, "Put", ""))
-    async with lab.fleet(drain=1.0 if form.full else 0.3) as fleet, fleet.callers(form.clients) as callers:
+    # Calls that take a while, so that some are always in flight where an instance stops.
+    fleets = lab.fleet(drain=1.0 if form.full else 0.3, behaviour={"median": 0.1})
+    async with fleets as fleet, fleet.callers(form.clients) as callers:
 
         async def fault() -> None:
             for instance in fleet.instances:

@@ -135,6 +135,7 @@ async def bare(worker: Worker, port: int, grace: float) -> None:
 async def main(spec: dict[str, Any]) -> None:
     """Serve as the lab has it."""
     worker = Worker(spec["name"], spec["log"], random.Random(spec["seed"]))
+    worker.behave(**spec["behaviour"])
     listening = asyncio.create_task(listen(worker))
     if spec["kind"] == "bare":
         await bare(worker, spec["port"], spec["grace"])
