@@ -129,6 +129,12 @@ class Report:
         sent = sum(one.id in ids for one in self.picks) if self.picks else sum(one.id in ids for one in self.executed)
         return sent / max(1, len(ids))
 
+    def retried(self, id: str) -> int:
+        """Attempts at one call that began after another had failed; a hedge begins while another is out."""
+        mine = [one for one in self.picks if one.id == id]
+        failed = [one.end for one in mine if one.code not in ("OK", "CANCELLED", "NOT_SENT")]
+        return sum(any(one.start >= end for end in failed) for one in mine)
+
     def twice(self, method: str) -> int:
         """Requests of a method that were executed more than once."""
         return sum(count > 1 for count in Counter(one.id for one in self.executed if one.method == method).values())

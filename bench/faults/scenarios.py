@@ -273,15 +273,14 @@ async def oversize(lab: Lab, form: Form) -> Result:
         good = [one for one in probes if one["code"] == "RESOURCE_EXHAUSTED" and str(4 << 20) in str(one["said"])]
         return 100.0 * len(good) / len(probes)
 
-    def attempts(run: Run) -> float:
-        ids = {one["id"] for one in answers[run.report.client]}
-        return sum(pick.id in ids for pick in run.report.picks) / len(ids)
+    def retries(run: Run) -> float:
+        return float(sum(run.report.retried(str(one["id"])) for one in answers[run.report.client]))
 
     def lowest(run: Run) -> float:
         return min(run.report.share_percent(instance, spans.faulty) for instance in fleet.instances)
 
     judge.row("clear", "% with code and limit", clear, ">= 100")
-    judge.row("attempts", "per message", attempts, "<= 1", alone=True)
+    judge.row("retries", "attempts", retries, "<= 0", alone=True)
     judge.row("others.failed", "calls", lambda run: run.report.failed(spans.faulty), "<= 0")
     judge.row("lowest_share", "% of attempts", lowest, ">= 10")
     return judge.result()

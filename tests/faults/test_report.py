@@ -75,6 +75,13 @@ def test_attempts_are_counted_over_calls() -> None:
     assert (own.attempts((0, 1)), own.attempts((1, 2)), bare.attempts((0, 1))) == (2.0, 3.0, 2.0)
 
 
+def test_a_hedge_is_no_retry() -> None:
+    """It begins while another attempt is out, a retry after that has failed."""
+    first = Pick(0.0, "victim", "a1", 0.2, "INTERNAL")
+    hedge, retry = first._replace(start=0.1, code="CANCELLED"), first._replace(start=0.2, end=0.3, code="OK")
+    assert [report(picks=found).retried("a1") for found in ([first, hedge], [first, retry])] == [0, 1]
+
+
 def test_executed_twice() -> None:
     """Requests, not executions, and by method."""
     rows = [Executed(id, method, 0.0, 0) for id, method in (("a1", "Put"),) * 3 + (("a2", "Put"), ("a3", "Get"))]
