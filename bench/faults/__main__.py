@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.faults import overloads, registries, scenarios
 from bench.faults.lab import Lab
-from bench.faults.story import FULL, SHORT, Form, Result, Run, figure_row, judged
+from bench.faults.story import BUSY, FULL, SHORT, Form, Result, Run, figure_row, judged
 from bench.harness import Row
 from tests.consul_agent import ConsulAgent
 
@@ -109,9 +109,10 @@ async def play(lab: Lab, names: Sequence[str], form: Form, rounds: int) -> tuple
     for name in names:
         results = []
         for _ in range(rounds):
-            result = await judged(partial(SCENARIOS[name], lab, form))
+            result = await judged(partial(SCENARIOS[name], lab, form), form)
             results.append(result)
-            print(f"  {name}: {'; '.join(result.missed) or 'goals met'}", file=sys.stderr, flush=True)
+            busy = "" if result.held_up <= BUSY else f" (the machine was busy: the lab waited {result.held_up:.2f} s)"
+            print(f"  {name}: {'; '.join(result.missed) or 'goals met'}{busy}", file=sys.stderr, flush=True)
         last.append(results[-1])
         rows += together(results)
     return last, rows

@@ -21,7 +21,7 @@ def play(consul: ConsulAgent, tmp_path: Path) -> Play:
     """`await play(scenario)` gives the goals that were missed."""
 
     async def play(scenario: Callable[..., Awaitable[Result]], **options: Any) -> list[str]:
-        result = await judged(partial(scenario, Lab(tmp_path, consul), SHORT, **options))
+        result = await judged(partial(scenario, Lab(tmp_path, consul), SHORT, **options), SHORT)
         for row in result.rows:  # shown when the test failed
             print(f"{row.name}: {row.value:.4g} {row.unit} {row.goal}")
         return result.missed
