@@ -121,7 +121,7 @@ class Result:
 
 
 async def judged(play: Callable[[], Awaitable[Result]], form: Form) -> Result:
-    """Play a scenario; again, when the machine was too busy to judge it: in the short form only if goals were missed."""
+    """Play a scenario; again, when the machine was too busy to judge it, in the short form only if it missed goals."""
     for _ in range(TRIES - 1):
         result = await play()
         if result.held_up <= BUSY or not (form.full or result.missed):
