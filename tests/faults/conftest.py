@@ -1,0 +1,29 @@
+"""A lab on the Consul that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.faults.lab import Lab
+from bench.faults.story import SHORT, Result, judged
+from tests.consul_agent import ConsulAgent
+
+Play = Callable[..., Awaitable[list[str]]]
+
+
+@pytest.fixture
+def play(consul: ConsulAgent, tmp_path: Path) -> Play:
+    """`await play(scenario)` gives the goals that were missed."""
+
+    async def play(scenario: Callable[..., Awaitable[Result]], **options: Any) -> list[str]:
+        result = await judged(partial(scenario, Lab(tmp_path, consul), SHORT, **options), SHORT)
+        for row in result.rows:  # shown when the test failed
+            print(f"{row.name}: {row.value:.4g} {row.unit} {row.goal}")
+        return result.missed
+
+    return play

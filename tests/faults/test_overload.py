@@ -1,0 +1,23 @@
+"""What becomes of calls for which there is no room."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.faults import overloads
+from tests.faults.conftest import Play
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.xfail(reason="servers do not shed yet", strict=True)]
+
+
+async def test_retry_storm(play: Play) -> None:
+    """Twice the load does not multiply itself, leaves the servers useful, and is over when it is over.
+
+    Six seconds of it spend what the budget has saved, so 1.2 attempts a call are allowed, and 80% of the capacity.
+    """
+    assert await play(overloads.storm) == []
+
+
+async def test_overload_with_criticality(play: Play) -> None:
+    """Three times the load: what is critical is served, and nothing piles up. So short, 99% and 80% are asked for."""
+    assert await play(overloads.overload) == []
