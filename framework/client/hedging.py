@@ -93,7 +93,8 @@ class Hedges:
                     break
                 watched.race.begin(now)
             line.popleft()
-        self._timer = asyncio.get_running_loop().call_at(line[0][0], self._fire) if line else None
+        # A loop may be early by its resolution: at the same moment again it would turn round and round.
+        self._timer = asyncio.get_running_loop().call_at(max(line[0][0], now + SHORTEST), self._fire) if line else None
 
 
 class Watched:
@@ -124,6 +125,7 @@ class Watched:
     def end(self) -> None:
         """The call has its reply or its failure, or was given up."""
         self.due = NEVER
+        del self.call, self.endpoint, self._context  # its place in the line outlives it
         if self._race is not None:
             self._race.over = True
             self._race.stop()
@@ -138,6 +140,7 @@ class Race(Tries):
 
     __slots__ = (
         "_begun",
+        "_call",
         "_context",
         "_failure",
         "_first",
@@ -155,6 +158,7 @@ class Race(Tries):
         super().__init__(watched.call, watched.endpoint)
         self.over = False
         self._watched = watched
+        self._call = watched.call
         self._owner = watched.owner
         self._context = context
         self._hedges: set[asyncio.Task[None]] = set()
@@ -172,7 +176,7 @@ class Race(Tries):
         Raises:
             RpcError: no attempt was answered.
         """
-        call, tried = self._watched.call, 0
+        call, tried = self._call, 0
         while self._elsewhere(call, error, tried):
             tried = len(self.endpoints)
             try:
@@ -208,7 +212,7 @@ class Race(Tries):
         if isinstance(self._context.run(attempts.may_repeat, self, at_once=True), str):
             return False
         self._begun += 1
-        call = self._watched.call
+        call = self._call
         hedge = Call(
             call.method,
             call.request,
@@ -289,7 +293,7 @@ class Race(Tries):
         """There is a reply or a final failure: the others are let go."""
         self.over = True
         self.stop()
-        give_up = self._watched.call.give_up
+        give_up = self._call.give_up
         if self._first and give_up is not None:
             give_up()
         if self._waiter is not None and not self._waiter.done():
