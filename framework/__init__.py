@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 if TYPE_CHECKING:
-    from framework.call import Call, Handler, Interceptor, Metadata, Method, Outcome, Reply, Stream
+    from framework.call import Call, Criticality, Handler, Interceptor, Metadata, Method, Outcome, Reply, Stream
     from framework.client.connect import connect
     from framework.client.dropin import Channel
     from framework.client.stub import StreamReply, UnaryReply
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         FrameworkError,
         Internal,
         InvalidArgument,
+        MessageTooLarge,
         NotFound,
         OutOfRange,
         PermissionDenied,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "framework.call": "Call Handler Interceptor Metadata Method Outcome Reply Stream",
+    "framework.call": "Call Criticality Handler Interceptor Metadata Method Outcome Reply Stream",
     "framework.client.connect": "connect",
     "framework.client.dropin": "Channel",
     "framework.client.stub": "StreamReply UnaryReply",
@@ -70,7 +71,7 @@ _HOMES = {
     "framework.discovery": "Instance Registry",
     "framework.errors": (
         "Aborted AlreadyExists Cancelled Code ConfigError DataLoss "
-        "DeadlineExceeded FailedPrecondition FrameworkError Internal InvalidArgument NotFound "
+        "DeadlineExceeded FailedPrecondition FrameworkError Internal InvalidArgument MessageTooLarge NotFound "
         "OutOfRange PermissionDenied ResourceExhausted RpcError Unauthenticated Unavailable "
         "Unimplemented Unknown"
     ),
@@ -111,6 +112,7 @@ __all__ = [
     "Code",
     "ConfigError",
     "Context",
+    "Criticality",
     "DataLoss",
     "DeadlineExceeded",
     "Drain",
@@ -124,6 +126,7 @@ __all__ = [
     "InvalidArgument",
     "KeepaliveSettings",
     "LimiterSettings",
+    "MessageTooLarge",
     "Metadata",
     "Method",
     "MethodSettings",

@@ -41,6 +41,25 @@ class Idempotency(enum.IntEnum):
     IDEMPOTENT = 2
 
 
+class Criticality(enum.IntEnum):
+    """Whose calls go first when not all can be served; the lower the number, the more it matters.
+
+    A call that says nothing is CRITICAL. Source: "Site Reliability Engineering", chapter 21, Handling Overload.
+    """
+
+    CRITICAL_PLUS = 0
+    """Its failure is seen by many users at once."""
+
+    CRITICAL = 1
+    """Its failure is seen by a user."""
+
+    SHEDDABLE_PLUS = 2
+    """It may fail for minutes and be retried: batches."""
+
+    SHEDDABLE = 3
+    """It may fail often, and for hours."""
+
+
 @dataclass(frozen=True, eq=False)  # without slots: they break Method[A, B](...) of a frozen dataclass on 3.11
 class Method(Generic[Req, Res]):
     """One method of a service, as its proto declares it. Compared by identity; generated code holds one per method.
@@ -156,12 +175,14 @@ class Call(Ending):
         received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.
         attempt: number of the attempt, from 1.
         give_up: ends an attempt that waits for its one reply, without waiting; set by the wire, None before.
+        criticality: how much it matters, None when nobody said so.
         wire: what the serving wire keeps with the call; None on clients.
     """
 
     __slots__ = (
         "__weakref__",
         "attempt",
+        "criticality",
         "deadline",
         "give_up",
         "header",
@@ -206,6 +227,7 @@ class Call(Ending):
         self.received: Callable[[], Awaitable[tuple[Metadata, Metadata]]] | None = None
         self.attempt = 1
         self.give_up: Callable[[], Any] | None = None
+        self.criticality: Criticality | None = None
         self.wire = wire
 
     def get(self, key: str) -> str | bytes | None:

@@ -24,11 +24,25 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from framework.errors import ConfigError
-from framework.parsing import Table, duration, integer, leaves, replaced, setting, suggest, table, text
-from framework.policy import ClientSettings
+from framework.parsing import (
+    Table,
+    duration,
+    duration_or_ever,
+    integer,
+    leaves,
+    optional,
+    period,
+    replaced,
+    setting,
+    split_methods,
+    suggest,
+    table,
+    text,
+)
+from framework.policy import NO_LIMITER, ClientSettings, KeepaliveSettings, LimiterSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,18 @@ def _age(value: Any, where: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerMethodSettings(Table):
+    """`[server.methods.METHOD]`.
+
+    Attributes:
+        timeout: seconds that a call may take, whatever its caller says; None is what the server says of all, and
+            math.inf ("none" in a file) as long as the caller says.
+    """
+
+    timeout: float | None = setting(None, duration_or_ever)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings(Table):
     """`[server]`.
 
@@ -74,19 +100,39 @@ class ServerSettings(Table):
         port: 0 is any free port.
         advertise: `host:port` or `host` that clients are told to dial; empty is what the server listens on.
         max_message: bytes a message may have, in and out.
+        timeout: seconds that a call with one reply may take, whatever its caller says; None ("none") is no limit.
+        keepalive: how a dead connection is found out; what clients may ask for is at least a second.
+        max_connection_age: seconds after which a client is asked to connect again, so that it finds new instances and
+            certificates; None ("none") is never.
+        max_connection_age_grace: seconds that calls on such a connection may take.
+        limiter: how many calls it works on at a time.
         drain: how it stops.
         workers: processes that serve; "auto" is one for each CPU that can be used.
         connection_age: seconds after which a client of one of several workers is told to connect anew, so that every
             worker gets its share, and one that leaves loses no call.
+        methods: what differs for single methods, by name.
     """
 
     host: str = setting("127.0.0.1", text)
     port: int = setting(0, integer(0, 65535))
     advertise: str = setting("", text)
     max_message: int = setting(4 << 20, integer(1024, 2**31 - 1))
+    timeout: float | None = setting(None, optional(period))
+    keepalive: KeepaliveSettings = table(KeepaliveSettings(), KeepaliveSettings)
+    max_connection_age: float | None = setting(None, optional(period))
+    max_connection_age_grace: float = setting(30.0, duration)
+    limiter: LimiterSettings = table(LimiterSettings(), LimiterSettings, off=NO_LIMITER)
     drain: Drain = table(Drain(), Drain)
     workers: int | Literal["auto"] = setting(1, _workers)
     connection_age: float = setting(30.0, _age)
+    methods: Mapping[str, ServerMethodSettings] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def parse(cls, given: Any, where: str, base: Self | None = None) -> Self:
+        own, methods = split_methods(given, where)
+        settings = super(ServerSettings, cls).parse(own, where, base)
+        parsed = {name: ServerMethodSettings.parse(value, f"{where}.methods.{name}") for name, value in methods.items()}
+        return dataclasses.replace(settings, methods=MappingProxyType({**settings.methods, **parsed}))
 
 
 @dataclass(frozen=True, slots=True)

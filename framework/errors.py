@@ -164,6 +164,13 @@ class ResourceExhausted(RpcError):
     code = Code.RESOURCE_EXHAUSTED
 
 
+class MessageTooLarge(ResourceExhausted):
+    """A request or a reply is larger than a limit: sending it again does not help, and the endpoint is well."""
+
+    PREFIX = "message too large: "
+    """What the text begins with; so it is known again on the other side."""
+
+
 class FailedPrecondition(RpcError):
     """The state of the system forbids this; do not retry before the state has been changed."""
 

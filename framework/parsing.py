@@ -214,6 +214,16 @@ class Table:
         return where if said == value else CODE
 
 
+def split_methods(given: Any, where: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What a table says itself, and the tables of single methods in it."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} is {given!r}; it must be a table")
+    methods = given.get("methods", {})
+    if not isinstance(methods, Mapping):
+        raise ConfigError(f"{where}.methods is {methods!r}; it must be a table")
+    return {name: value for name, value in given.items() if name != "methods"}, methods
+
+
 def parse_field(f: dataclasses.Field[Any], value: Any, where: str, base: Any = None) -> Any:
     """The value of one field; of a nested table over `base`."""
     kind = f.metadata.get("table")

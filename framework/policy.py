@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
-from framework.call import Idempotency, Method
+from framework.call import Criticality, Idempotency, Method
 from framework.errors import Code, ConfigError
 from framework.parsing import (
     DEFAULT,
@@ -34,6 +34,7 @@ from framework.parsing import (
     period,
     setting,
     span,
+    split_methods,
     table,
 )
 
@@ -47,10 +48,8 @@ NO_HEDGE = {"extra_load": 0.0, "delay": "none"}
 NO_BULKHEAD = {"calls": 0}
 NO_BREAKER = {"consecutive": 0, "failure_rate": 0.0, "slow": "none"}
 NO_OUTLIER = {"max_ejected": 0}
+NO_LIMITER = {"maximum": 0}
 """What `"off"` means."""
-
-CRITICALITIES = ("CRITICAL_PLUS", "CRITICAL", "SHEDDABLE_PLUS", "SHEDDABLE")
-"""Names of `framework.interceptors.criticality.Criticality`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,19 +172,21 @@ class LimiterSettings(Table):
 
     Attributes:
         minimum: calls that are always let in.
-        maximum: calls that the limit never exceeds.
+        maximum: calls that the limit never exceeds; 0 is no limit.
         initial: the limit before anything is known.
+        wait: seconds that a call may wait for its turn while handlers that compute keep the event loop busy.
 
     Raises:
         ConfigError: a value out of its range.
     """
 
     minimum: int = setting(20, integer(1, 1_000_000))
-    maximum: int = setting(200, integer(1, 1_000_000))
-    initial: int = setting(20, integer(1, 1_000_000))
+    maximum: int = setting(5000, integer(0, 1_000_000))
+    initial: int = setting(500, integer(1, 1_000_000))
+    wait: float = setting(0.2, period)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.initial <= self.maximum:
+        if self.maximum and not 1 <= self.minimum <= self.initial <= self.maximum:
             raise ConfigError(
                 f"limiter has minimum {self.minimum}, initial {self.initial} and maximum {self.maximum};"
                 " they must be whole numbers above 0, in this order"
@@ -268,7 +269,7 @@ class MethodSettings(Table):
         idempotent: whether making a call twice does no harm, when the proto does not tell.
         retry, hedge, bulkhead: as in ClientSettings.
         breaker: whether failures of this method speak against the endpoint.
-        criticality: how much its calls matter; see `framework.interceptors.criticality`.
+        criticality: how much its calls matter; see `framework.Criticality`.
     """
 
     timeout: float | None = setting(None, duration)
@@ -279,7 +280,7 @@ class MethodSettings(Table):
     hedge: HedgeSettings | None = table(None, HedgeSettings, off=NO_HEDGE)
     bulkhead: BulkheadSettings | None = table(None, BulkheadSettings, off=NO_BULKHEAD)
     breaker: bool | None = setting(None, boolean)
-    criticality: str | None = setting(None, choice(*CRITICALITIES))
+    criticality: str | None = setting(None, choice(*Criticality.__members__))
 
     @classmethod
     def over(cls, given: Any, where: str, service: ClientSettings) -> MethodSettings:
@@ -345,13 +346,8 @@ class ClientSettings(Table):
         Raises:
             ConfigError: a name that does not exist, or a value that cannot be used.
         """
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"{where} is {given!r}; it must be a table")
-        own = {name: value for name, value in given.items() if name != "methods"}
+        own, tables = split_methods(given, where)
         settings = over(super(ClientSettings, cls).parse(own, where, base))
-        tables = given.get("methods", {})
-        if not isinstance(tables, Mapping):
-            raise ConfigError(f"{where}.methods is {tables!r}; it must be a table")
         methods = dict(settings.methods)
         for name, values in tables.items():
             methods[name] = MethodSettings.over(values, f"{where}.methods.{name}", settings)

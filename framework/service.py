@@ -122,11 +122,12 @@ class Service:
         return self._pipeline
 
     @asynccontextmanager
-    async def assembled(self) -> AsyncIterator[Pipeline]:
+    async def assembled(self, settings: Settings | None = None) -> AsyncIterator[Pipeline]:
         """Enter the lifespan; gives the pipeline with every servicer in it."""
+        settings = settings or self.settings or Settings()
         if self._pipeline is not None:
             raise FrameworkError(f"{self.name} is running already in this process")
-        pipeline = self._pipeline = Pipeline(self._interceptors, self._errors)
+        pipeline = self._pipeline = Pipeline(self._interceptors, self._errors, settings.server)
         try:
             for servicer in self._servicers:
                 pipeline.add(servicer)
@@ -163,7 +164,7 @@ class Service:
         active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
         async with contextlib.AsyncExitStack() as exits:
             exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
-            pipeline = await exits.enter_async_context(self.assembled())
+            pipeline = await exits.enter_async_context(self.assembled(settings))
             if registry is None and settings.registry != NO_REGISTRY and not shared:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)

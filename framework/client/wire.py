@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import contextvars
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,9 +25,21 @@ from framework.client.upload import WRITE_FAILED, Feed, settled, trailer_of
 from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import ORIGIN, from_metadata
-from framework.errors import Cancelled, Code, DeadlineExceeded, Internal, RpcError, Unavailable, error_for
+from framework.errors import (
+    BY_CODE,
+    Cancelled,
+    Code,
+    DeadlineExceeded,
+    Internal,
+    MessageTooLarge,
+    ResourceExhausted,
+    RpcError,
+    Unavailable,
+    Unknown,
+)
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.loop import guard_loop
+from framework.policy import KeepaliveSettings
 
 _MADE_HERE = frozenset(
     {
@@ -51,6 +64,9 @@ def _unchanged() -> None:
     pass
 
 
+_KEEPALIVE = KeepaliveSettings()
+
+
 class Pairs(grpc.aio.Metadata):
     """A call's metadata as grpc.aio wants it, without the copies into a dict and back that its own class makes."""
 
@@ -71,11 +87,18 @@ class GrpcTransport:
         address: `host:port`, or a target of grpc's own.
         connect_timeout: seconds an attempt to connect may take.
         max_message: bytes a message may have, in and out.
+        keepalive: how a dead connection is found out.
         interceptors: a user's own grpc.aio client interceptors.
     """
 
     def __init__(
-        self, address: str, *, connect_timeout: float, max_message: int, interceptors: Iterable[Any] = ()
+        self,
+        address: str,
+        *,
+        connect_timeout: float,
+        max_message: int,
+        keepalive: KeepaliveSettings = _KEEPALIVE,
+        interceptors: Iterable[Any] = (),
     ) -> None:
         self.ready = False
         self.failed = False
@@ -90,6 +113,11 @@ class GrpcTransport:
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", max_message),
+            ("grpc.keepalive_time_ms", int(keepalive.interval * 1000)),
+            ("grpc.keepalive_timeout_ms", int(keepalive.timeout * 1000)),
+            ("grpc.http2.ping_timeout_ms", int(keepalive.timeout * 1000)),  # a minute at least without it
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
             ("grpc.lb_policy_name", "round_robin" if address.startswith("dns:") else "pick_first"),
         )
         self._channel: Any = None
@@ -374,6 +402,26 @@ def _explain(
     return error
 
 
+_TOO_LARGE = re.compile(r"(CLIENT|SERVER)\b.*?(Sent|Received) message larger than max \((\d+) vs\. (\d+)\)")
+"""What grpc says of a message that it does not let through."""
+
+
+def _exhausted(call: Call, message: str, remote: bool) -> tuple[type[RpcError], str, bool]:
+    """A message that is too large is no lack of anything; told so that it names the limit."""
+    if message.startswith(MessageTooLarge.PREFIX):
+        return MessageTooLarge, message, remote
+    if (match := _TOO_LARGE.search(message)) is None:
+        return ResourceExhausted, message, remote
+    here = match[1] == "CLIENT"
+    what = "request" if here == (match[2] == "Sent") else "reply"
+    who = f"this client {'sends' if what == 'request' else 'takes'}" if here else f"{call.peer} takes"
+    text = (
+        f"{MessageTooLarge.PREFIX}the {what} has {match[3]} bytes, {who} up to {match[4]}"
+        f" (`max_message` in {'the' if here else 'its'} settings)"
+    )
+    return MessageTooLarge, text, not here
+
+
 def _status(call: Call, error: grpc.aio.AioRpcError) -> RpcError:
     code = Code(error.code().value[0])
     message = error.details() or ""
@@ -385,8 +433,10 @@ def _status(call: Call, error: grpc.aio.AioRpcError) -> RpcError:
         code, remote = Code.DEADLINE_EXCEEDED, False
     if code is Code.DEADLINE_EXCEEDED and not remote:
         message = f"no answer from {call.peer} before the deadline"
-    result = error_for(
-        code,
+    kind = BY_CODE.get(code, Unknown)
+    if code is Code.RESOURCE_EXHAUSTED:
+        kind, message, remote = _exhausted(call, message, remote)
+    result = kind(
         message,
         details=from_metadata(trailer),
         metadata=tuple(pair for pair in trailer if pair[0] not in _OURS),

@@ -9,9 +9,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
-from framework.call import Call, Metadata, Method, Outcome
+from framework.call import Call, Criticality, Metadata, Method, Outcome
 from framework.errors import Code, RpcError, error_for
+from framework.interceptors.criticality import BY_NAME
+from framework.interceptors.criticality import KEY as CRITICALITY
+from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.interceptors.request_id import new_request_id
 from framework.metadata import pairs
+
+ATTEMPTS = ("x-previous-rpc-attempts", "grpc-previous-rpc-attempts")
+"""Metadata of a call that was made before: how often. The first is our clients', which cannot send that of gRFC A6."""
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailer that says when a failed call may be made again. Source: gRFC A6."""
 
 END_OF_STREAM: Any = None
 """What `Context.read` returns at the end of the requests; the wire puts the engine's own mark here."""
@@ -43,9 +53,10 @@ class ServerCall(Call):
         header_sent: response headers are on their way.
         status: code and message set by `Context.set_code` and `set_details`.
         write: how a handler that uses `Context.write` sends, None for others.
+        pushback: milliseconds after which the caller of a call that failed may try again, below 0 not at all, or None.
     """
 
-    __slots__ = ("aborted", "expelled", "header_sent", "status", "task", "write")
+    __slots__ = ("aborted", "expelled", "header_sent", "pushback", "status", "task", "write")
 
     wire: Any
 
@@ -57,6 +68,7 @@ class ServerCall(Call):
         self.header_sent = False
         self.status: tuple[Code, str] = (Code.OK, "")
         self.write: Callable[[Any], Awaitable[None]] | None = None
+        self.pushback: int | None = None
 
     def expel(self, error: RpcError) -> None:
         """End the call from outside with this error; its handler is cancelled."""
@@ -71,12 +83,40 @@ class ServerCall(Call):
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
 
+def incoming_call(
+    method: Method[Any, Any],
+    metadata: Metadata,
+    *,
+    deadline: float | None,
+    peer: str,
+    wire: Any = None,
+) -> ServerCall:
+    """The call that a wire has received: what its metadata says is read here, in one go."""
+    request_id: Any = ""
+    level: Criticality | None = None
+    attempt = 1
+    for key, value in metadata:
+        if key == REQUEST_ID:
+            request_id = request_id or value
+        elif key == CRITICALITY:
+            level = BY_NAME.get(value)  # type: ignore[arg-type]  # this key has text
+        elif key in ATTEMPTS:
+            attempt = 1 + int(value) if len(value) < 4 and value.isdigit() else 1
+    call = ServerCall(
+        method, None, metadata, deadline=deadline, request_id=request_id or new_request_id(), peer=peer, wire=wire
+    )
+    call.criticality = level
+    call.attempt = attempt
+    return call
+
+
 class Context:
     """The context of one call that a servicer serves.
 
     Attributes:
         deadline: the moment on the loop's clock when the caller stops waiting, or None.
         request_id: the same along the whole chain of calls.
+        criticality: how much the call matters; CRITICAL when its caller does not say.
     """
 
     __slots__ = ("_call",)
@@ -96,6 +136,11 @@ class Context:
     @property
     def request_id(self) -> str:
         return self._call.request_id
+
+    @property
+    def criticality(self) -> Criticality:
+        said = self._call.criticality
+        return Criticality.CRITICAL if said is None else said
 
     def invocation_metadata(self) -> Metadata:
         """What the caller sent, as pairs of key and value."""

@@ -6,6 +6,7 @@
     | end(now, seconds)                   | in flight - 1, and one more sample in the window                         |
     | end(now, seconds, expired=True)     | the same; the sample does not tell how long calls take when all is well  |
     | leave()                             | in flight - 1; how long the call took says nothing                       |
+    | crowded()                           | a limit above twice what was in flight in this window is too high        |
     | the window is over:                 |                                                                          |
     |   in flight stayed below limit / 2  | limit unchanged: what was not used is not known to be good               |
     |   otherwise                         | limit + 0.2 * (limit * gradient + 4 - limit), from minimum to maximum    |
@@ -25,14 +26,14 @@ from __future__ import annotations
 
 import random
 
-from framework.interceptors.criticality import Criticality
+from framework.call import Criticality
 from framework.policy import LimiterSettings
 
 SHARES = {
     Criticality.CRITICAL_PLUS: 100,
-    Criticality.CRITICAL: 90,
-    Criticality.SHEDDABLE_PLUS: 75,
-    Criticality.SHEDDABLE: 60,
+    Criticality.CRITICAL: 95,
+    Criticality.SHEDDABLE_PLUS: 60,
+    Criticality.SHEDDABLE: 40,
 }
 """Percent of the limit that calls in flight may have reached for one more to be admitted."""
 
@@ -73,6 +74,7 @@ class Limiter:
 
     __slots__ = (
         "_count",
+        "_crowded",
         "_due",
         "_expired",
         "_expired_seconds",
@@ -100,6 +102,7 @@ class Limiter:
         self._count = self._expired = 0  # calls of this window that ended in time, and that did not
         self._seconds = self._expired_seconds = 0.0  # what they took
         self._due = 0.0  # this window may end
+        self._crowded = False  # in this window
 
     @property
     def limit(self) -> int:
@@ -135,12 +138,17 @@ class Limiter:
             self._update()
             self._due = now + WINDOW
             self._peak = self.in_flight
+            self._crowded = False
             self._count = self._expired = 0
             self._seconds = self._expired_seconds = 0.0
 
     def leave(self) -> None:
         """An admitted call has ended whose duration says nothing: cancelled, or failed before any work."""
         self.in_flight -= 1
+
+    def crowded(self) -> None:
+        """The server has no time for more calls at once, whatever the limit is; slower ones are its own fault."""
+        self._crowded = True
 
     def pushback(self) -> float:
         """Seconds after which a client that was refused may come back: about one call's latency later, jittered.
@@ -155,11 +163,13 @@ class Limiter:
         count = self._count + self._expired
         self._short = short = (self._seconds + self._expired_seconds) / count
         limit = self._limit
-        if self._peak < limit / 2:
+        if self._crowded:
+            limit = max(float(self._settings.minimum), min(limit, 2.0 * self._peak))
+        elif self._peak < limit / 2:
             return
         gradient = max(0.5, min(1.0, TOLERANCE * self._long / short)) if short and self._windows else 1.0
         changed = limit + SMOOTHING * (limit * gradient + QUEUE - limit)
-        if self._expired > MAX_EXPIRED * count and changed > limit:
+        if (self._crowded and gradient == 1.0) or (self._expired > MAX_EXPIRED * count and changed > limit):
             return
         self._limit = max(float(self._settings.minimum), min(float(self._settings.maximum), changed))
         self._rooms = _rooms(int(self._limit))

@@ -8,19 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from framework.call import OK, Handler, Interceptor, Metadata, Method, Outcome, current, stack
+from framework.call import OK, Criticality, Handler, Interceptor, Metadata, Method, Outcome, current, stack
 from framework.codec import decoder, encoder
+from framework.config import ServerSettings
 from framework.details import KEY as DETAILS
 from framework.details import pack
-from framework.errors import Code, DeadlineExceeded, Internal, RpcError, error_for
+from framework.errors import (
+    Code,
+    ConfigError,
+    DeadlineExceeded,
+    Internal,
+    MessageTooLarge,
+    ResourceExhausted,
+    RpcError,
+    error_for,
+)
 from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.loop import exact_clock
 from framework.metadata import pairs
-from framework.server.context import ServerCall
+from framework.parsing import suggest
+from framework.percentile import Latencies
+from framework.server.context import PUSHBACK, ServerCall
+from framework.server.gate import Gate
+from framework.server.limiter import SHARES, Limiter
 from framework.server.servicer import Servicer, ServicerError, handler_of
 
 log = logging.getLogger("framework.server")
@@ -33,18 +50,44 @@ LATE = 0.005
 """Seconds before the deadline from which on a call that is given up counts as late, not as cancelled."""
 
 
+LATENCY_WINDOW = 5.0
+"""Seconds after which how long a method took is no longer how long it takes."""
+
+NEVER = -1
+"""Milliseconds of a pushback that means: not at all."""
+
+ANSWERS = frozenset(
+    {
+        Code.OK,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.FAILED_PRECONDITION,
+        Code.ABORTED,
+        Code.OUT_OF_RANGE,
+    }
+)
+"""What a handler says when it has done its work; how long it takes to fail tells nothing."""
+
+
 class Broken(Exception):
     """A wire's write failed because the call is gone: cancelled, or past its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A method ready to serve: its handler inside all interceptors, and its codec."""
+    """A method ready to serve: its handler inside all interceptors, and its codec.
+
+    Attributes:
+        timeout: seconds that it may take, whatever its callers say; None is as long as they say.
+        latencies: how long it takes, where its calls are limited; else None.
+    """
 
     method: Method[Any, Any]
     handler: Handler
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
+    timeout: float | None
+    latencies: Latencies | None
 
 
 class Pipeline:
@@ -53,9 +96,16 @@ class Pipeline:
     Args:
         interceptors: around every handler, the first outermost.
         errors: exceptions of the user's own and what they become.
+        settings: how many calls it works on at a time, and how long.
     """
 
-    def __init__(self, interceptors: Iterable[Interceptor] = (), errors: ErrorMap | None = None) -> None:
+    def __init__(
+        self,
+        interceptors: Iterable[Interceptor] = (),
+        errors: ErrorMap | None = None,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        self._settings = settings or ServerSettings()
         self._interceptors = tuple(interceptors)
         self._errors = dict(errors or {})
         given: Iterable[tuple[Any, Any]] = self._errors.items()
@@ -65,6 +115,12 @@ class Pipeline:
         self._bound: dict[str, Bound] = {}
         self._complete = False
         self.calls: set[ServerCall] = set()
+        self._clock = exact_clock()
+        limits = self._settings.limiter
+        self.limiter = Limiter(limits, random.Random()) if limits.maximum else None
+        self.gate = Gate(self._clock, asyncio.get_running_loop().call_soon)
+        self._refused = [0] * len(Criticality)
+        self._told = -math.inf  # when the log last heard of refused calls
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -77,7 +133,15 @@ class Pipeline:
         return tuple(self._bound.values())
 
     def complete(self) -> None:
-        """No more methods are added: serving begins."""
+        """No more methods are added: serving begins.
+
+        Raises:
+            ConfigError: there are settings of a method that is not served.
+        """
+        names = {bound.method.name: None for bound in self._bound.values()}
+        for name in self._settings.methods:
+            if name not in names:
+                raise ConfigError(f"server.methods.{name} is no method that is served.{suggest(name, names)}")
         self._complete = True
 
     def find(self, path: str) -> Bound | None:
@@ -113,17 +177,99 @@ class Pipeline:
             stack(self._interceptors, method, handler_of(method, function)),
             decode or decoder(method.request, method.full_name),
             encode or encoder(method.reply, method.full_name),
+            self._timeout(method),
+            Latencies(LATENCY_WINDOW) if self.limiter is not None and _is_limited(method) else None,
         )
+
+    def _timeout(self, method: Method[Any, Any]) -> float | None:
+        own = self._settings.methods.get(method.name)
+        if own is not None and own.timeout is not None:
+            return None if own.timeout == math.inf else own.timeout
+        return None if method.server_streaming else self._settings.timeout
 
     async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
         """Serve a call with one reply; `raw` is the request, or None when `call.request` is a stream of them."""
+        if bound.latencies is not None:
+            return await self._admit(bound, call, raw)
+        return await self._answer(bound, call, raw)
+
+    async def _admit(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
+        limiter, latencies, clock = self.limiter, bound.latencies, self._clock
+        assert limiter is not None
+        assert latencies is not None
+        level = Criticality.CRITICAL if call.criticality is None else call.criticality
+        if self.gate.wait >= self._settings.limiter.wait * SHARES[level] / 100 or not limiter.admit(level):
+            raise self._refuse(limiter, bound, call, level)
+        start = now = clock()
         try:
-            self._begin(call)
+            if self.gate.busy(now):
+                limiter.crowded()
+                await self._turn(call)
+                start = clock()
+            if limiter.in_flight > 1 and call.deadline is not None:
+                self._hurry(latencies, call)
+            return await self._answer(bound, call, raw)
+        finally:
+            code = OK.code if call.outcome is None else call.outcome.code
+            now = clock()
+            if code in ANSWERS:
+                latencies.record(now, now - start)
+                limiter.end(now, now - start)
+            elif code is Code.DEADLINE_EXCEEDED:
+                limiter.end(now, now - start, expired=True)
+            else:
+                limiter.leave()
+
+    async def _turn(self, call: ServerCall) -> None:
+        """Wait until the event loop has time for a call."""
+        call.task = asyncio.current_task()
+        self.calls.add(call)
+        try:
+            await self.gate.turn()
+        except BaseException as error:
+            raise self._fail(call, error) from None
+
+    def _hurry(self, latencies: Latencies, call: ServerCall) -> None:
+        """Give a call up that others wait behind, when so little of its deadline is left that most would miss it."""
+        usual = latencies.quantile(self._clock(), 0.5)
+        remaining = call.remaining()
+        if usual is not None and remaining is not None and 0 < remaining < usual:
+            error = DeadlineExceeded(
+                f"{remaining * 1000:.0f} ms of the deadline were left when {call.method.full_name} was to begin,"
+                f" which takes {usual * 1000:.0f} ms"
+            )
+            raise self._fail(call, error)
+
+    def _refuse(self, limiter: Limiter, bound: Bound, call: ServerCall, level: Criticality) -> ResourceExhausted:
+        call.pushback = round(limiter.pushback() * 1000)
+        self._refused[level] += 1
+        now = self._clock()
+        if now >= self._told + 1.0:
+            counts = ", ".join(
+                f"{count} {level.name}" for level, count in zip(Criticality, self._refused, strict=True) if count
+            )
+            log.warning(
+                "overloaded: refused %s; %d calls in flight, limit %d", counts, limiter.in_flight, limiter.limit
+            )
+            self._refused = [0] * len(Criticality)
+            self._told = now
+        error = ResourceExhausted(
+            f"the server is overloaded: {limiter.in_flight} calls in flight of {limiter.limit}; {level.name} calls get"
+            f" {SHARES[level]}% (`limiter` in the settings)"
+        )
+        call.end(Outcome(error.code, error, remote=False))
+        return error
+
+    async def _answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
+        try:
+            self._begin(bound, call)
             if raw is not None:
                 call.request = bound.decode(raw)
             reply = await bound.handler(call)
             _raise_for_ending(call)
             encoded = bound.encode(reply)
+            if len(encoded) > self._settings.max_message:
+                raise self._too_large(encoded)
         except BaseException as error:
             raise self._fail(call, error) from error
         self.calls.discard(call)
@@ -137,12 +283,15 @@ class Pipeline:
         encode = bound.encode
         replies = None
         try:
-            self._begin(call)
+            self._begin(bound, call)
             if raw is not None:
                 call.request = bound.decode(raw)
             replies = await bound.handler(call)
             async for reply in replies:
-                await write(encode(reply))
+                encoded = encode(reply)
+                if len(encoded) > self._settings.max_message:
+                    raise self._too_large(encoded)
+                await write(encoded)
             _raise_for_ending(call)
         except BaseException as error:
             failure = self._fail(call, error)
@@ -152,18 +301,39 @@ class Pipeline:
         self.calls.discard(call)
         call.end(OK)
 
+    def _too_large(self, reply: bytes) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"{MessageTooLarge.PREFIX}the reply has {len(reply)} bytes, the server sends up to"
+            f" {self._settings.max_message} (`max_message` in its settings)"
+        )
+
     async def _abandon(self, replies: Any, reason: BaseException) -> None:
         try:
             await replies.aclose(reason)
         except Exception:
             log.exception("a handler failed while its abandoned stream was closed")
 
-    def _begin(self, call: ServerCall) -> None:
+    def _begin(self, bound: Bound, call: ServerCall) -> None:
         call.task = asyncio.current_task()
         current.set(call)
         self.calls.add(call)
         if call.deadline is not None and call.remaining() == 0.0:  # it waited for so long that nobody waits for it
             raise Broken
+        if bound.timeout is not None:
+            self._limit_time(bound.timeout, call)
+
+    def _limit_time(self, timeout: float, call: ServerCall) -> None:
+        """End a call after so many seconds, unless its caller's deadline is earlier."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        if call.deadline is not None and call.deadline <= end:
+            return
+        call.deadline = end
+        error = DeadlineExceeded(
+            f"{call.method.full_name} took longer than {timeout:g} s (`timeout` in the settings of the server)"
+        )
+        timer = loop.call_at(end, call.expel, error)
+        call.on_end(lambda outcome: timer.cancel())
 
     def _fail(self, call: ServerCall, error: BaseException) -> BaseException:
         """End a failed call; returns what the wire is to raise: an RpcError, or CancelledError when nobody waits."""
@@ -186,6 +356,8 @@ class Pipeline:
             call.end(Outcome(code, error_for(code, "the caller stopped waiting"), remote=not late))
             return asyncio.CancelledError()
         failure = call.aborted or self._translate(call, error)
+        if call.pushback is None and _was_retried(error):
+            call.pushback = NEVER
         call.end(Outcome(failure.code, error, remote=False))
         return failure
 
@@ -205,6 +377,18 @@ class Pipeline:
         return internal(call, error)
 
 
+def _was_retried(error: BaseException) -> bool:
+    """Whether a failure comes from a call that was made more than once; who retried it has done what can be done."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return any(isinstance(one, RpcError) and bool(one.method) and one.attempts > 1 for one in (error, error.__cause__))
+
+
+def _is_limited(method: Method[Any, Any]) -> bool:
+    """Whether calls count: streams last as long as they like, and health must be answered above all under load."""
+    return not (method.client_streaming or method.server_streaming or method.service.startswith("grpc."))
+
+
 ROOM = 7000
 """Bytes that a failure's message, details and trailing metadata may have; grpc refuses more than 8 kB of headers."""
 
@@ -220,7 +404,9 @@ def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
     message = str(error.message).encode("utf-8", "replace").decode()
     own: Metadata = () if error.metadata is call.trailer else pairs(error.metadata)
     details: Metadata = ((DETAILS, pack(error)),) if error.details else ()
-    told = () if call.get(REQUEST_ID) is not None else ((REQUEST_ID, call.request_id),)
+    told: Metadata = () if call.get(REQUEST_ID) is not None else ((REQUEST_ID, call.request_id),)
+    if call.pushback is not None:
+        told = (*told, (PUSHBACK, str(call.pushback)))
     trailer = (*call.trailer, *own, *told, *details)
     if _size(message, trailer) > ROOM:
         for trailer in ((*call.trailer, *own, *told), told):

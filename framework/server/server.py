@@ -64,9 +64,7 @@ class Server:
         self.pipeline.complete()
         self._server, self.port = await wire.listen(
             self.pipeline,
-            self.settings.host,
-            self.settings.port,
-            max_message=self.settings.max_message,
+            self.settings,
             interceptors=self._interceptors,
             shared_for=self.settings.connection_age if self._shared else None,
         )

@@ -15,18 +15,24 @@ import grpc
 import grpc.aio
 
 from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
+from framework.config import ServerSettings
 from framework.details import ORIGIN
 from framework.errors import ConfigError, RpcError
-from framework.interceptors.request_id import KEY as REQUEST_ID
-from framework.interceptors.request_id import new_request_id
 from framework.loop import guard_loop
 from framework.server import context as server_context
-from framework.server.context import ServerCall
+from framework.server.context import ServerCall, incoming_call
 from framework.server.pipeline import Bound, Broken, Pipeline, internal, status_of
 
 server_context.END_OF_STREAM = grpc.aio.EOF
 GRACE = 0.5
 """Seconds that grpc has to cancel the handler of a call on which it refused to send."""
+
+PENDING = 1000
+"""Calls that grpc keeps before they are handed over; of more it refuses some, and of twice as many all."""
+
+LEAST_PING_INTERVAL = 900
+"""Milliseconds between a client's pings, less than the second that `keepalive.interval` is at least; who pings more
+often than that is cut off by grpc."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -116,19 +122,11 @@ class Requests(Stream[Any]):
 
 
 def _open(bound: Bound, context: Any) -> ServerCall:
-    metadata = context.invocation_metadata()
     remaining = context.time_remaining()
-    rid = ""
-    for key, value in metadata:
-        if key == REQUEST_ID:
-            rid = value
-            break
-    return ServerCall(
+    return incoming_call(
         bound.method,
-        None,
-        metadata,
+        context.invocation_metadata(),
         deadline=None if remaining is None else asyncio.get_running_loop().time() + remaining,
-        request_id=rid or new_request_id(),
         peer=context.peer(),
         wire=GrpcWire(context),
     )
@@ -239,8 +237,10 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
 class _Handlers(grpc.GenericRpcHandler):
     def __init__(self, pipeline: Pipeline) -> None:
         self._handlers = {bound.method.path: method_handler(pipeline, bound) for bound in pipeline.methods}
+        self._arrived = pipeline.gate.arrived
 
     def service(self, details: Any) -> Any:
+        self._arrived()
         return self._handlers.get(details.method)
 
 
@@ -255,19 +255,15 @@ def unusable(host: str, port: int) -> ConfigError:
 
 async def listen(
     pipeline: Pipeline,
-    host: str,
-    port: int,
+    settings: ServerSettings,
     *,
-    max_message: int,
     interceptors: Iterable[Any] = (),
     shared_for: float | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Start a grpc.aio server for a pipeline; returns it and the port it is bound to.
 
     Args:
-        host: address to listen on.
-        port: 0 for any free one.
-        max_message: bytes a message may have.
+        settings: where to listen, and the limits of messages and connections.
         interceptors: a user's own grpc.aio server interceptors.
         shared_for: other processes listen on the port too; seconds after which a client is told to connect anew,
             wherever that leads. Without it the port is this process's alone.
@@ -276,16 +272,34 @@ async def listen(
         ConfigError: the address cannot be had.
     """
     guard_loop()
-    sharing = [("grpc.so_reuseport", 0)]
-    if shared_for is not None:
-        sharing = [("grpc.so_reuseport", 1), ("grpc.max_connection_age_ms", int(shared_for * 1000))]
+    host, port = settings.host, settings.port
+    ageing: list[tuple[str, int]] = []
+    if settings.max_connection_age is not None:
+        ageing.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
+        ageing.append(("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace * 1000)))
+    elif shared_for is not None:
+        ageing.append(("grpc.max_connection_age_ms", int(shared_for * 1000)))
     server = grpc.aio.server(
         handlers=(_Handlers(pipeline),),
         interceptors=tuple(interceptors),
         options=(
-            *sharing,
-            ("grpc.max_receive_message_length", max_message),
-            ("grpc.max_send_message_length", max_message),
+            ("grpc.so_reuseport", int(shared_for is not None)),
+            ("grpc.max_receive_message_length", settings.max_message),
+            ("grpc.max_send_message_length", settings.max_message),
+            ("grpc.keepalive_time_ms", int(settings.keepalive.interval * 1000)),
+            ("grpc.keepalive_timeout_ms", int(settings.keepalive.timeout * 1000)),
+            ("grpc.http2.ping_timeout_ms", int(settings.keepalive.timeout * 1000)),  # a minute at least without it
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL),
+            *ageing,
+            *(
+                ()
+                if pipeline.limiter is None
+                else (
+                    ("grpc.server.max_pending_requests", PENDING),
+                    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
+                )
+            ),
         ),
     )
     host = host.strip("[]")

@@ -18,8 +18,7 @@ from framework.details import KEY as DETAILS
 from framework.details import from_metadata
 from framework.errors import Cancelled, DeadlineExceeded, RpcError, Unavailable, Unimplemented, error_for
 from framework.interceptors.request_id import KEY as REQUEST_ID
-from framework.interceptors.request_id import new_request_id
-from framework.server.context import ServerCall
+from framework.server.context import ServerCall, incoming_call
 from framework.server.pipeline import Bound, Broken, internal, status_of
 from framework.testing.pipe import Feed, Pipe, Requests, wake
 
@@ -103,15 +102,7 @@ class MemoryTransport:
             if bound is None:
                 raise Unimplemented("Method not found!", remote=True, method=method.full_name, attempts=call.attempt)
             call.peer = hosted.name
-            serving = ServerCall(
-                bound.method,
-                None,
-                call.metadata,
-                deadline=call.deadline,
-                request_id=str(call.get(REQUEST_ID) or new_request_id()),
-                peer=PEER,
-            )
-            return bound, serving
+            return bound, incoming_call(bound.method, call.metadata, deadline=call.deadline, peer=PEER)
 
         async def unary(call: Call) -> Reply:
             bound, serving = open_call(call)

@@ -44,7 +44,7 @@ class Hosted:
         self.started = False
         self.reachable = True
         self.error: BaseException | None = None
-        self.pipeline = Pipeline()
+        self.pipeline = Pipeline()  # until the lifespan has been entered
         self.transports: set[MemoryTransport] = set()
         self.context = contextvars.Context()
         self._stop = asyncio.Event()

@@ -17,7 +17,7 @@ from framework.client.dropin import Channel
 from framework.client.endpoint import Endpoint
 from framework.config import Drain, ServerSettings
 from framework.errors import BY_CODE
-from framework.policy import BackoffSettings, HedgeSettings, RetrySettings
+from framework.policy import BackoffSettings, HedgeSettings, LimiterSettings, RetrySettings
 from framework.rpc import StreamReply, UnaryReply
 from framework.server.pipeline import Pipeline
 from framework.testing import Network
@@ -32,6 +32,10 @@ PUSHBACK = "grpc-retry-pushback-ms"
 
 IDEMPOTENT = {name: MethodSettings(idempotent=True) for name in ARITIES}
 NO_HEDGE = HedgeSettings(extra_load=0.0)
+NO_LIMIT = LimiterSettings(maximum=0)
+UNLIMITED = Settings(server=ServerSettings(limiter=NO_LIMIT))
+"""It is the clients that are looked at here."""
+
 QUICK = RetrySettings(backoff=BackoffSettings(initial=0.001, maximum=0.001))
 """Retries that hardly wait."""
 
@@ -262,11 +266,15 @@ async def lab(
             network = await stack.enter_async_context(Network())
             for number in range(1, count + 1):
                 name = f"memory:echo-{number}"
-                here.hosted.append(network.add(Service("echo", servicers=[Echo(here.behaviour(name))])))
+                here.hosted.append(
+                    network.add(Service("echo", servicers=[Echo(here.behaviour(name))], settings=UNLIMITED))
+                )
             channel = network.connect("echo", settings=chosen)
         else:
             everything = Settings(
-                registry="none", server=ServerSettings(drain=Drain(delay=0, grace=0, streams=0)), client=chosen
+                registry="none",
+                server=ServerSettings(drain=Drain(delay=0, grace=0, streams=0), limiter=NO_LIMIT),
+                client=chosen,
             )
             addresses = []
             for _ in range(count):

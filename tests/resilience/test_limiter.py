@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framework.call import Criticality
 from framework.errors import ConfigError
-from framework.interceptors.criticality import Criticality
 from framework.policy import LimiterSettings
 from framework.server.limiter import Limiter
 
@@ -20,8 +20,8 @@ CRITICAL_PLUS, CRITICAL, SHEDDABLE_PLUS, SHEDDABLE = Criticality
 
 
 def make(**settings: int) -> Limiter:
-    """A limiter without jitter worth mentioning."""
-    return Limiter(LimiterSettings(**settings), random.Random(1))
+    """A limiter without jitter worth mentioning, from 20 to 200 unless said otherwise."""
+    return Limiter(LimiterSettings(**{"minimum": 20, "initial": 20, "maximum": 200, **settings}), random.Random(1))
 
 
 def fill(limiter: Limiter, criticality: Criticality = CRITICAL_PLUS) -> int:
@@ -156,19 +156,19 @@ def test_a_long_overload_is_forgotten_quickly() -> None:
 
 
 def test_thresholds_by_criticality() -> None:
-    """100, 90, 75 and 60 of a limit of 100."""
-    for criticality, room in zip(Criticality, [100, 90, 75, 60], strict=True):
+    """100, 95, 60 and 40 of a limit of 100."""
+    for criticality, room in zip(Criticality, [100, 95, 60, 40], strict=True):
         assert fill(make(initial=100), criticality) == room
 
 
 def test_what_matters_less_leaves_room_for_what_matters_more() -> None:
-    """Sheddable calls stop at 60, and 40 more of the most critical still find a place."""
+    """Sheddable calls stop at 40, and 60 more of the most critical still find a place."""
     limiter = make(initial=100)
-    assert [fill(limiter, criticality) for criticality in reversed(Criticality)] == [60, 15, 15, 10]
+    assert [fill(limiter, criticality) for criticality in reversed(Criticality)] == [40, 20, 35, 5]
 
 
 def test_a_limit_of_one_admits_one_call_of_any_kind() -> None:
-    """60% of 1 is not none."""
+    """40% of 1 is not none."""
     assert fill(make(minimum=1, initial=1), SHEDDABLE) == 1
 
 
@@ -191,6 +191,22 @@ def test_twice_the_capacity_half_critical_and_half_sheddable_sheds_no_critical_c
     assert results[CRITICAL, True] >= 0.999 * 60_000
     assert done >= 0.99 * 60_000
     assert len(ends) <= 200
+
+
+def test_a_crowded_server_does_not_wait_until_its_limit_is_used() -> None:
+    """Slower calls and no time for more: a limit that was far too high comes down to twice what was in flight."""
+    limiter = make(initial=200)
+    for _ in range(20):
+        window(limiter, 0.01, 120)
+    before = limiter.limit
+    window(limiter, 0.1, 40)
+    assert limiter.limit == before
+    limiter.crowded()
+    window(limiter, 0.01, 40)
+    assert limiter.limit == before  # as quick as ever
+    limiter.crowded()
+    window(limiter, 0.1, 40)
+    assert limiter.limit < 80
 
 
 def test_windows_last_a_tenth_of_a_second_and_hold_ten_calls() -> None:
@@ -244,12 +260,12 @@ def test_repr() -> None:
     ("values", "message"),
     [
         (
-            {"minimum": 30},
-            "limiter has minimum 30, initial 20 and maximum 200; they must be whole numbers above 0, in this order",
+            {"minimum": 600},
+            "limiter has minimum 600, initial 500 and maximum 5000; they must be whole numbers above 0, in this order",
         ),
         (
             {"minimum": 0},
-            "limiter has minimum 0, initial 20 and maximum 200; they must be whole numbers above 0, in this order",
+            "limiter has minimum 0, initial 500 and maximum 5000; they must be whole numbers above 0, in this order",
         ),
     ],
 )
@@ -262,7 +278,7 @@ def test_settings_are_validated_when_made(values: dict[str, Any], message: str) 
 
 def test_settings_from_a_table() -> None:
     """A file names what it changes."""
-    assert LimiterSettings.parse({"maximum": 1000}, "server.limiter") == LimiterSettings(20, 1000, 20)
+    assert LimiterSettings.parse({"maximum": 1000}, "server.limiter") == LimiterSettings(20, 1000, 500, 0.2)
 
 
 @given(

@@ -1,0 +1,145 @@
+"""Calls wait here for their turn while the event loop is busy, so that those behind them are seen and can be refused.
+
+An overloaded server that computes does not look overloaded from inside: grpc.aio hands over one call in every few turns
+of the loop, a turn takes as long as the handlers that run in it, and the queue grows where no code of ours can see it.
+So work pauses now and then, until everything that has arrived is known:
+
+    | event                                       | effect                                                   |
+    |---------------------------------------------|----------------------------------------------------------|
+    | arrived()                                   | grpc has handed over a call, and is asked for the next   |
+    | a call may begin, BUSY seconds after that   | it waits                                                 |
+    | ... sooner, and nobody waits                | it begins                                                |
+    | a turn of the loop, a round after the pause | a pause begins                                           |
+    | a turn of the loop, in a pause              | it ends when nobody arrives any more, or MOST have       |
+    | a turn of the loop, else                    | the first that waits begins                              |
+
+Nobody arrives any more when the loop had nothing to do for QUIET seconds. How long one more call would wait is the
+number of those that wait times how long it takes, lately, from one beginning to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+
+BUSY = 0.002
+"""Seconds from the arrival of a call to its beginning; with handlers that compute little it is a tenth of that."""
+
+ROUND = 0.03
+"""Seconds of work between two pauses."""
+
+QUIET = 0.002
+"""Seconds without an arrival after which nobody is left in grpc's queue; lost in every round. To hand over a call grpc
+needs six turns and a tenth of that; but its threads take longer on a machine that is short of processors."""
+
+TURN = 0.0002
+"""Seconds that a turn counts at most; what took longer was somebody's work, and grpc could not get on meanwhile."""
+
+MOST = 64
+"""Arrivals that a pause lasts for; with more, work would not get on."""
+
+SMOOTHING = 0.1
+"""Weight of the latest interval between two beginnings."""
+
+arrival: ContextVar[float] = ContextVar("framework.arrival", default=0.0)
+"""When the call that this task is going to serve was handed over."""
+
+
+class Gate:
+    """The calls of one server that wait for their turn.
+
+    Args:
+        clock: seconds, exact within a turn of the loop.
+        soon: calls a function in the next turn of the loop.
+    """
+
+    __slots__ = (
+        "_arrivals",
+        "_began",
+        "_clock",
+        "_interval",
+        "_looked",
+        "_paused",
+        "_pausing",
+        "_quiet",
+        "_seen",
+        "_soon",
+        "_waiting",
+    )
+
+    def __init__(self, clock: Callable[[], float], soon: Callable[[Callable[[], None]], object]) -> None:
+        self._clock = clock
+        self._soon = soon
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._began = 0.0  # the latest call that had waited
+        self._interval = 0.0  # from one beginning to the next
+        self._paused = 0.0  # end of the latest pause
+        self._pausing = False
+        self._arrivals = 0  # in this pause
+        self._seen = 0  # of them
+        self._quiet = 0.0  # seconds in which nobody arrived
+        self._looked = 0.0  # the latest turn
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return len(self._waiting)
+
+    @property
+    def wait(self) -> float:
+        """Seconds that one more call would wait."""
+        return len(self._waiting) * self._interval
+
+    def arrived(self) -> None:
+        """A call has been handed over."""
+        self._arrivals += 1
+        arrival.set(self._clock())
+
+    def busy(self, now: float) -> bool:
+        """Whether a call that could begin now has to wait for its turn."""
+        if not (at := arrival.get()):
+            return False  # not from grpc
+        return bool(self._waiting) or now - at > BUSY
+
+    async def turn(self) -> None:
+        """Wait until the caller may begin."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            self._began = self._clock()
+            self._soon(self._look)
+        await waiter
+
+    def _look(self) -> None:
+        now = self._clock()
+        if not self._pausing and now - self._paused > ROUND:
+            self._pausing = True
+            self._arrivals = self._seen = 0
+            self._quiet = 0.0
+            self._looked = now
+        if self._pausing:
+            self._pausing = self._still_arriving(now)
+            self._paused = now
+        while self._waiting and not self._pausing:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # else its caller has gone
+                waiter.set_result(None)
+                self._interval += SMOOTHING * (now - self._began - self._interval)
+                self._began = now
+                break
+        if self._waiting:
+            self._soon(self._look)
+
+    def _still_arriving(self, now: float) -> bool:
+        turn, self._looked = now - self._looked, now
+        if self._arrivals != self._seen:
+            self._seen = self._arrivals
+            self._quiet = 0.0
+            return self._arrivals < MOST
+        self._quiet += min(turn, TURN)
+        return self._quiet < QUIET
+
+    def __repr__(self) -> str:
+        return f"<Gate {len(self._waiting)} waiting, one in {self._interval * 1000:.1f}ms>"
