@@ -13,6 +13,7 @@ from framework.client.budget import RetryBudget
 from framework.client.fallback import Fallback, fallback, without_fallback
 from framework.client.hedging import Hedges
 from framework.client.pool import Pool
+from framework.interceptors.criticality import criticality
 from framework.interceptors.deadline import deadline
 from framework.interceptors.request_id import request_id
 from framework.percentile import Latencies
@@ -33,8 +34,8 @@ class Bound:
 class ServiceChannel:
     """Calls to one service, balanced over its instances.
 
-    From outer to inner: the user's interceptors, fallback, deadline, request id, then `attempts`: bulkhead, retries or
-    hedges, and for each attempt a pick, the endpoint's breaker and the wire.
+    From outer to inner: the user's interceptors, fallback, deadline, request id, criticality, then `attempts`: bulkhead,
+    retries or hedges, and for each attempt a pick, the endpoint's breaker and the wire.
 
     Args:
         pool: the endpoints.
@@ -84,7 +85,7 @@ class ServiceChannel:
             if policy.hedge is not None:
                 attempts.hedges = Hedges(attempts, policy.hedge)
             handler = attempts.unary
-        own = [deadline(policy.timeout, policy.idle), request_id]
+        own = [deadline(policy.timeout, policy.idle), request_id, criticality(policy.criticality)]
         if self._fallbacks:
             answer = self._fallbacks.get(method.name)
             own.insert(0, without_fallback if answer is None else fallback(answer))

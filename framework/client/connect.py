@@ -67,6 +67,7 @@ def connect(
             instance.address,
             connect_timeout=own.connect_timeout,
             max_message=own.max_message,
+            keepalive=own.keepalive,
             interceptors=user,
         )
 
