@@ -53,7 +53,7 @@ bench: $(READY) ## measure (B=name for one)
 	@$(BIN)/python -m bench $(B)
 
 faults: $(READY) tools ## break instances and Consul under load, and compare (S=sigstop for some, N=3 times each)
-	@$(BIN)/python -m bench.faults $(S) $(if $(N),N=$(N))
+	@$(BIN)/python -m bench.faults $(S) $(if $(N),--rounds $(N))
 
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
 	@$</bin/uv pip compile pyproject.toml --extra test --group dev --upgrade --universal --python-version 3.11 \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -119,15 +120,20 @@ async def play(lab: Lab, names: Sequence[str], form: Form, rounds: int) -> tuple
 
 
 def main() -> int:
-    """`python -m bench.faults [NAME] [N=3] [--short]`; exit code 1 when a goal is missed."""
-    words = sys.argv[1:]
-    wanted = [word for word in words if "=" not in word and not word.startswith("-")]
-    rounds = int(next((word.removeprefix("N=") for word in words if word.startswith("N=")), "1"))
-    names = [name for name in SCENARIOS if not wanted or any(name.startswith(given) for given in wanted)]
+    """Play what the command line names; exit code 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.faults",
+        description="Play faults, print what became of the calls, and write bench/faults.json.",
+        epilog=f"scenarios: {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument("scenario", nargs="*", help="the beginnings of their names; all of them, about 10 minutes")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="play each N times")
+    parser.add_argument("--short", action="store_true", help="the form of the tests; writes nothing")
+    asked = parser.parse_args()
+    names = [name for name in SCENARIOS if not asked.scenario or any(map(name.startswith, asked.scenario))]
     if not names:
-        print(f"faults: no scenario of that name; there are {', '.join(SCENARIOS)}", file=sys.stderr)
-        return 2
-    form = SHORT if "--short" in words else FULL
+        parser.error(f"no scenario of that name; there are {', '.join(SCENARIOS)}")
+    form, rounds = SHORT if asked.short else FULL, asked.rounds
     with (
         tempfile.TemporaryDirectory() as folder,
         ConsulAgent(Path(folder)) as agent,

@@ -31,7 +31,7 @@ from framework.client.budget import RetryBudget
 from framework.client.bulkhead import Bulkhead
 from framework.client.endpoint import Endpoint
 from framework.client.pool import Pool
-from framework.errors import Code, RpcError
+from framework.errors import Code, MessageTooLarge, RpcError
 from framework.percentile import Latencies
 from framework.policy import FAILURES, Policy
 
@@ -294,13 +294,19 @@ class Attempts:
         """An attempt has failed, or was given up: what that says about the endpoint."""
         now = self.time()
         seconds = now - start
-        tries.timed_out = False
+        tries.timed_out = local = False
         if isinstance(error, RpcError):
             outcome = Outcome(error.code, error, error.remote, error.sent)
             if not error.sent:
                 self.pool.refused(endpoint)
             else:
                 tries.sent += 1
+                if error.code is Code.RESOURCE_EXHAUSTED:
+                    # A message that is too large says nothing about its endpoint; a server that says when to come back
+                    # is in control of itself.
+                    local = (
+                        not error.remote or isinstance(error, MessageTooLarge) or pushback(error.metadata) is not None
+                    )
                 if error.code is Code.DEADLINE_EXCEEDED and call.deadline != tries.deadline:
                     tries.timed_out = call.deadline is not None and now >= call.deadline - LATE
         elif isinstance(error, asyncio.CancelledError):
@@ -312,7 +318,7 @@ class Attempts:
         overdue = usual is not None and seconds > usual
         if overdue:
             self.latencies.record(now, seconds)  # it would have taken longer: without it the percentiles would sink
-        local = not outcome.sent or (not outcome.remote and outcome.code is Code.RESOURCE_EXHAUSTED)
+        local = local or not outcome.sent
         found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
         patience = PATIENCE if call.deadline is None else call.deadline - start
         self._count(endpoint, permit, outcome, found, now, seconds, patience)

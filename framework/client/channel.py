@@ -34,8 +34,8 @@ class Bound:
 class ServiceChannel:
     """Calls to one service, balanced over its instances.
 
-    From outer to inner: the user's interceptors, fallback, deadline, request id, criticality, then `attempts`: bulkhead,
-    retries or hedges, and for each attempt a pick, the endpoint's breaker and the wire.
+    From outer to inner: the user's interceptors, fallback, deadline, request id, criticality, then `attempts`:
+    bulkhead, retries or hedges, and for each attempt a pick, the endpoint's breaker and the wire.
 
     Args:
         pool: the endpoints.

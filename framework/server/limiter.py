@@ -6,11 +6,15 @@
     | end(now, seconds)                   | in flight - 1, and one more sample in the window                         |
     | end(now, seconds, expired=True)     | the same; the sample does not tell how long calls take when all is well  |
     | leave()                             | in flight - 1; how long the call took says nothing                       |
-    | crowded()                           | a limit above twice what was in flight in this window is too high        |
     | the window is over:                 |                                                                          |
-    |   in flight stayed below limit / 2  | limit unchanged: what was not used is not known to be good               |
-    |   otherwise                         | limit + 0.2 * (limit * gradient + 4 - limit), from minimum to maximum    |
-    |   ... and more than a tenth expired | the same, when that is less; else unchanged                              |
+    |   more than a tenth expired         | min(limit, most in flight) * min(gradient, 1 - share expired / 2)        |
+    |   else, in flight below limit / 2   | limit unchanged: what was not used is not known to be good               |
+    |   otherwise                         | limit + 0.2 * (limit * gradient + 4 - limit)                             |
+    |   ... and always                    | from minimum to maximum                                                  |
+
+What may be shed is admitted only where it is known to do no harm: up to a share of twice the calls that were in flight
+lately while all was well, though of no less than the minimum. All else may use the limit itself, which begins high: a
+server does not know at first how many calls at once are too many, and must not turn its users away to find out.
 
     gradient = clamp(1.5 * long / short, 0.5, 1)
     short    = mean latency of the window
@@ -18,8 +22,9 @@
                window in which it is more than twice the short one, so that it recovers from a long overload
 
 Source: `Gradient2Limit` of Netflix's concurrency-limits. It keeps growing while all calls end with the same timeout,
-because constant latency looks healthy (its issue 137); here expired calls can only lower the limit. Shares of the
-limit by criticality: "Site Reliability Engineering", chapter 21.
+because constant latency looks healthy (its issue 137), and it does not shrink while the deadlines of the callers keep
+fewer calls in flight than half of it; here expired calls lower it, from what was in flight. Shares of the limit by
+criticality: "Site Reliability Engineering", chapter 21.
 """
 
 from __future__ import annotations
@@ -35,13 +40,19 @@ SHARES = {
     Criticality.SHEDDABLE_PLUS: 60,
     Criticality.SHEDDABLE: 40,
 }
-"""Percent of the limit that calls in flight may have reached for one more to be admitted."""
+"""Percent of the limit, or of what is known to do no harm, that calls in flight may have reached for one more."""
 
 TOLERANCE = 1.5
 """Latency may be so many times the long average before the limit shrinks."""
 
 SMOOTHING = 0.2
 """Share of a change that is made at once."""
+
+KEPT = 0.999
+"""Share of the calls known to do no harm that is still believed a window later."""
+
+HEADROOM = 2.0
+"""So many times as many calls as are known to do no harm are let in of those that may be shed."""
 
 QUEUE = 4
 """Calls by which the limit grows when latency is well; they find out whether there is more."""
@@ -74,13 +85,13 @@ class Limiter:
 
     __slots__ = (
         "_count",
-        "_crowded",
         "_due",
         "_expired",
         "_expired_seconds",
         "_limit",
         "_long",
         "_peak",
+        "_proven",
         "_random",
         "_rooms",
         "_seconds",
@@ -95,14 +106,14 @@ class Limiter:
         self._random = rng.random
         self.in_flight = 0
         self._limit = float(settings.initial)
-        self._rooms = _rooms(settings.initial)
+        self._proven = 0.0  # calls in flight at which all was well, lately
+        self._rooms = _rooms(settings.initial, settings.minimum)
         self._long = self._short = 0.0
         self._windows = 0  # that `_long` is made of, as far as that matters
         self._peak = 0  # most calls in flight in this window
         self._count = self._expired = 0  # calls of this window that ended in time, and that did not
         self._seconds = self._expired_seconds = 0.0  # what they took
         self._due = 0.0  # this window may end
-        self._crowded = False  # in this window
 
     @property
     def limit(self) -> int:
@@ -138,17 +149,12 @@ class Limiter:
             self._update()
             self._due = now + WINDOW
             self._peak = self.in_flight
-            self._crowded = False
             self._count = self._expired = 0
             self._seconds = self._expired_seconds = 0.0
 
     def leave(self) -> None:
         """An admitted call has ended whose duration says nothing: cancelled, or failed before any work."""
         self.in_flight -= 1
-
-    def crowded(self) -> None:
-        """The server has no time for more calls at once, whatever the limit is; slower ones are its own fault."""
-        self._crowded = True
 
     def pushback(self) -> float:
         """Seconds after which a client that was refused may come back: about one call's latency later, jittered.
@@ -163,16 +169,16 @@ class Limiter:
         count = self._count + self._expired
         self._short = short = (self._seconds + self._expired_seconds) / count
         limit = self._limit
-        if self._crowded:
-            limit = max(float(self._settings.minimum), min(limit, 2.0 * self._peak))
-        elif self._peak < limit / 2:
-            return
         gradient = max(0.5, min(1.0, TOLERANCE * self._long / short)) if short and self._windows else 1.0
-        changed = limit + SMOOTHING * (limit * gradient + QUEUE - limit)
-        if (self._crowded and gradient == 1.0) or (self._expired > MAX_EXPIRED * count and changed > limit):
-            return
-        self._limit = max(float(self._settings.minimum), min(float(self._settings.maximum), changed))
-        self._rooms = _rooms(int(self._limit))
+        if self._expired > MAX_EXPIRED * count:
+            gradient = min(gradient, 1.0 - self._expired / count / 2)
+            limit = min(limit, float(self._peak)) * gradient
+        elif self._peak >= limit / 2:
+            limit += SMOOTHING * (limit * gradient + QUEUE - limit)
+        minimum = float(self._settings.minimum)
+        self._limit = limit = max(minimum, min(float(self._settings.maximum), limit))
+        self._proven = max(self._proven * KEPT, float(self._peak)) if gradient == 1.0 else self._proven * gradient
+        self._rooms = _rooms(limit, max(minimum, min(limit, HEADROOM * self._proven)))
 
     def _learn(self, seconds: float) -> None:
         if self._windows < WARM_UP:
@@ -190,6 +196,7 @@ class Limiter:
         )
 
 
-def _rooms(limit: int) -> tuple[int, ...]:
+def _rooms(limit: float, careful: float) -> tuple[int, ...]:
     """By criticality, how many calls in flight leave room for one more."""
-    return tuple(max(1, limit * SHARES[criticality] // 100) for criticality in Criticality)
+    of = {Criticality.CRITICAL_PLUS: limit, Criticality.CRITICAL: limit}
+    return tuple(max(1, int(of.get(level, careful) * SHARES[level] / 100)) for level in Criticality)

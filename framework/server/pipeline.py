@@ -203,7 +203,6 @@ class Pipeline:
         start = now = clock()
         try:
             if self.gate.busy(now):
-                limiter.crowded()
                 await self._turn(call)
                 start = clock()
             if limiter.in_flight > 1 and call.deadline is not None:

@@ -7,7 +7,7 @@ import pytest
 from bench.faults import overloads
 from tests.faults.conftest import Play
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xfail(reason="servers do not shed yet", strict=True)]
+pytestmark = pytest.mark.timeout(180)
 
 
 async def test_retry_storm(play: Play) -> None:
