@@ -56,7 +56,7 @@ faults: $(READY) tools ## break instances and Consul under load, and compare (S=
 	@$(BIN)/python -m bench.faults $(S) $(if $(N),N=$(N))
 
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
-	@$</bin/uv pip compile pyproject.toml --extra test --group dev --upgrade --universal --python-version 3.11 \
+	@$</bin/uv pip compile pyproject.toml --extra gateway --extra test --group dev --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-config --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 $(TOOLS)/uv-$(UV):
