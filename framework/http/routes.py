@@ -104,7 +104,24 @@ class Router(Generic[R]):
         exact = self._exact.get(path)
         if exact is not None and (route := exact.get(http)) is not None:
             return Found(route)
+        if "%" not in path and ":" not in path and (found := self._straight(http, path)) is not None:
+            return found
         return next(self._matches(http, path), None) or Found(None, (), self._allowed(path))
+
+    def _straight(self, http: str, path: str) -> Found[R] | None:
+        """What is found without going back, as most is; None when it takes more."""
+        node = self._roots[""]
+        raw = path[1:].split("/")
+        for segment in raw:
+            child = node.literals.get(segment) or (node.star if segment else None)
+            if child is None:
+                return None
+            node = child
+        route = node.routes.get(http)
+        if route is None:
+            return None
+        variables = route.rule.template.variables
+        return Found(route, tuple([captured(one, raw, raw) for one in variables]))
 
     def find_all(self, path: str) -> Iterator[Found[R]]:
         """Every route for a raw path, whatever its HTTP method, the most specific first."""
