@@ -81,6 +81,9 @@ class Inbox:
             self.gone = True
             if self._on_gone is not None:
                 self._on_gone()
+        elif self.complete and self._on_gone is not None:  # more than the end: it is not read, but look on
+            self._ahead = None
+            self.look(self._on_gone)
 
     def close(self) -> None:
         """Nobody is interested any more."""
