@@ -96,7 +96,7 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
             return
         await _unary(rpc, exchange, name, body)
     except HttpError as error:
-        await _fail(rpc, exchange, error.error, None, error.headers, 413 if error.status == 413 else None)
+        await _fail(rpc, exchange, error.error, None, error.headers, error.status)
     except RpcError as error:
         await _fail(rpc, exchange, error, None)
 
