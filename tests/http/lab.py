@@ -27,7 +27,12 @@ def compile_text(text: str) -> descriptor_pool.DescriptorPool:
 @cache
 def pool() -> descriptor_pool.DescriptorPool:
     """The pool of all protos in `tests/http/protos`."""
-    return _pool(PROTOS, sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto")))
+    return compile_folder(PROTOS)
+
+
+def compile_folder(folder: Path) -> descriptor_pool.DescriptorPool:
+    """The pool of all protos in a folder."""
+    return _pool(folder, sorted(str(path.relative_to(folder)) for path in folder.rglob("*.proto")))
 
 
 def _pool(folder: Path, names: list[str]) -> descriptor_pool.DescriptorPool:
