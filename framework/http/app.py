@@ -98,6 +98,9 @@ class HttpApp:
             if connect.speaks_connect(exchange):
                 await connect.serve(rpc, exchange)
                 return
+        elif connect.is_rpc(exchange):
+            await exchange.respond(404, [], b"")
+            return
         try:
             await self._rest(exchange)
         except HttpError as error:

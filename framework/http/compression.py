@@ -110,13 +110,9 @@ class _Brotli:
     def feed(self, data: bytes) -> Iterator[bytes]:
         self._begun = self._begun or bool(data)
         try:
-            while True:
-                piece = self._one.process(data, output_buffer_limit=PIECE)
+            while piece := self._one.process(data, output_buffer_limit=PIECE):  # more, until nothing comes
                 data = b""
-                if piece:
-                    yield piece
-                if self._one.can_accept_more_data() or self._one.is_finished():
-                    return
+                yield piece
         except brotli.error as error:
             raise Corrupt(str(error)) from None
 

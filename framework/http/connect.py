@@ -73,7 +73,15 @@ def speaks_connect(exchange: Exchange) -> bool:
     if exchange.http == "GET":
         return b"message=" in exchange.query and b"encoding=" in exchange.query
     kind = base_type(exchange.headers.get(b"content-type", b""))
-    return kind in STREAM or kind == b"application/proto" or VERSION in exchange.headers
+    return is_rpc(exchange) or (bool(kind) and not kind.endswith((b"json", b"jsonl", b"jsonlines")))
+
+
+def is_rpc(exchange: Exchange) -> bool:
+    """A request is meant for a method, by its type: one that is not there has no answer in JSON then."""
+    kind = exchange.headers.get(b"content-type", b"")
+    return kind.startswith((b"application/connect+", b"application/grpc", b"application/proto")) or (
+        VERSION in exchange.headers
+    )
 
 
 async def serve(rpc: RpcMethod, exchange: Exchange) -> None:

@@ -9,6 +9,7 @@ ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 PATIENCE = 0.02
 """Seconds after which it is looked whether the client is still there."""
+
+LINGER = 1.0
+"""Seconds that the rest of a body is taken for, when the answer is there before it."""
 
 
 class Gone(Exception):
@@ -240,6 +244,10 @@ class Exchange:
             headers.append((b"content-length", b"%d" % len(body)))
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        if not self.inbox.complete:
+            await self._send({"type": "http.response.body", "body": b"" if self._head else body, "more_body": True})
+            await self._drain()
+            body = b""
         await self._send({"type": "http.response.body", "body": b"" if self._head else body})
 
     async def start(self, status: int, headers: Headers, *, pack: bool = True) -> None:
@@ -263,7 +271,19 @@ class Exchange:
         """Send the last part."""
         if self._packer is not None:
             part = (self._packer.pack(part) if part else b"") + self._packer.end()
+        if not self.inbox.complete and not self._head:
+            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            await self._drain()
+            part = b""
         await self._send({"type": "http.response.body", "body": b"" if self._head else part})
+
+    async def _drain(self) -> None:
+        """Take what the client still sends, or many a client would not read the answer: but not for ever."""
+        left = self.settings.max_message
+        with contextlib.suppress(TimeoutError, Gone):
+            async with asyncio.timeout(LINGER):
+                while left > 0 and (part := await self.inbox.read()) is not None:
+                    left -= len(part)
 
 
 class Conduct:

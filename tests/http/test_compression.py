@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 
 import pytest
@@ -35,6 +36,13 @@ def test_whole_messages(name: str, data: bytes) -> None:
     if data:
         with pytest.raises(TooLarge):
             unpack(name, pack(name, data), len(data) - 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_large_messages(name: str) -> None:
+    """What comes out in many pieces is complete, whether it packs well or not."""
+    for data in (random.Random(0).randbytes(1000) * 300, bytes(300_000), random.Random(0).randbytes(300_000)):
+        assert data == unpack(name, pack(name, data), len(data))
 
 
 @pytest.mark.parametrize("name", NAMES)

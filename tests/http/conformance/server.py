@@ -59,9 +59,12 @@ def info(requests: Iterable[Any], context: Context, *, first: bool = True) -> An
         told.requests.add().Pack(request)
     if not first:
         return told
+    headers: dict[str, list[str]] = {}
     for key, value in context.invocation_metadata():
         text = base64.b64encode(value).decode().rstrip("=") if isinstance(value, bytes) else value
-        told.request_headers.add(name=key, value=[text])
+        headers.setdefault(key, []).append(text)
+    for key, texts in headers.items():
+        told.request_headers.add(name=key, value=texts)
     if (remaining := context.time_remaining()) is not None:
         told.timeout_ms = int(remaining * 1000)
     for key, values in parse_qs(query.get().decode(), keep_blank_values=True).items():
