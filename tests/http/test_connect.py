@@ -20,16 +20,6 @@ GetBookRequest, Book, Line, Lines, WatchRequest = map(
 )
 
 
-@pytest.fixture
-def library() -> Library:
-    return Library()
-
-
-@pytest.fixture
-def app(library: Library) -> HttpApp:
-    return application(library)
-
-
 def frames(body: bytes) -> list[tuple[int, bytes]]:
     found = []
     while body:

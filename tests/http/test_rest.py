@@ -17,16 +17,6 @@ from tests.http.driver import ask, open_request
 from tests.http.library import Library, application
 
 
-@pytest.fixture
-def library() -> Library:
-    return Library()
-
-
-@pytest.fixture
-def app(library: Library) -> HttpApp:
-    return application(library)
-
-
 async def test_a_get(app: HttpApp) -> None:
     """Path in, JSON out."""
     response = await ask(app, "GET /v1/shelves/1/books/2")
