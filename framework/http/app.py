@@ -16,7 +16,7 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 
 from framework.call import Handler, Method
-from framework.errors import InvalidArgument, NotFound, RpcError, Unimplemented
+from framework.errors import Internal, InvalidArgument, NotFound, RpcError, Unimplemented
 from framework.http import connect, grpc_web
 from framework.http.exchange import Exchange, Gone, Receive, Scope, Send
 from framework.http.headers import Incoming, rest_named, rpc_named
@@ -107,6 +107,13 @@ class HttpApp:
             await fail(exchange, self.details, error.error, error.status, list(error.headers))
         except RpcError as error:
             await fail(exchange, self.details, error)
+        except Gone:
+            raise
+        except Exception:
+            log.exception("%s %s failed", exchange.http, exchange.path[:200])
+            if exchange.started:
+                raise  # the server breaks the connection off
+            await fail(exchange, self.details, Internal("internal error; its cause stands in the log of the server"))
 
     async def _rest(self, exchange: Exchange) -> None:
         http, path = exchange.http, exchange.path

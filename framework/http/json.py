@@ -5,7 +5,7 @@ faster than `google.protobuf.json_format`, which does it otherwise and is what i
 pinned, so nothing outside this file knows it.
 
 What is put right here: a float is printed as short as its 32 bits allow, not with the digits of a double; the largest
-float as everybody else prints it (3.4028235e+38) can be read.
+float as everybody else prints it (3.4028235e+38) can be read; setting two fields of a oneof is a mistake.
 
 The mapping: https://protobuf.dev/programming-guides/json/
 """
@@ -35,6 +35,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from google.rpc import error_details_pb2
 
 from framework.http.floats import clamped, shortest
+from framework.http.oneofs import checker
 
 try:
     from protobuf.wkt import FileDescriptorSet
@@ -182,6 +183,7 @@ class Json:
             "print_enums_as_ints": options.enum_numbers,
             "use_proto_field_name": options.proto_names,
         }
+        oneofs = checker(descriptor)
         shorten = self._floats.shortener(desc) if self._floats.reachable(descriptor) else None
 
         def parse(raw: bytes) -> Any:
@@ -191,6 +193,8 @@ class Json:
                 if not isinstance(error, OverflowError) or "float value out of range" not in str(error):
                     raise _explained(error) from None
                 binary = again(raw)
+            if oneofs is not None and (conflict := oneofs(raw)):
+                raise JsonError(conflict)
             try:
                 return from_string(binary)
             except DecodeError as error:

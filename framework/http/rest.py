@@ -76,6 +76,9 @@ class RestRoute:
             Gone: nobody waits for an answer.
         """
         method = self.rule.method
+        if exchange.http == "HEAD" and method.server_streaming:  # its end may be far, and nobody would see it
+            await exchange.respond(200, [], b"")
+            return
         preset = self.binder.preset(values, exchange.query)
         timeout = timeout_of(exchange.headers, self.settings.max_timeout)
         content_type = exchange.headers.get(b"content-type", b"")

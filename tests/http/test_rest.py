@@ -126,6 +126,15 @@ async def test_a_bug_is_not_told(app: HttpApp, caplog: pytest.LogCaptureFixture)
     assert "secret" in caplog.text
 
 
+async def test_a_defect_of_our_own(library: Library, caplog: pytest.LogCaptureFixture) -> None:
+    """What must not happen is answered too, and logged."""
+    app = application(library)
+    app.router.find = lambda http, path: 1 / 0  # type: ignore[assignment, method-assign, return-value]  # broken on purpose
+    response = await ask(app, "GET /v1/books/x")
+    assert (response.status, response.json["code"]) == (500, 13)
+    assert "ZeroDivisionError" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "code", "allow"),
     [
@@ -160,13 +169,15 @@ async def test_types_of_bodies(app: HttpApp, content_type: str, status: int) -> 
     assert response.status == status
 
 
-async def test_head_and_options(app: HttpApp) -> None:
+async def test_head_and_options(library: Library, app: HttpApp) -> None:
     """HEAD is a GET without its body; OPTIONS tells what is allowed."""
     got, head = await ask(app, "GET /v1/books/x"), await ask(app, "HEAD /v1/books/x")
     assert (head.status, head.headers, head.body) == (200, got.headers, b"")
     options = await ask(app, "OPTIONS /v1/books/x")
     assert (options.status, options.headers["allow"], options.body) == (204, "GET, HEAD, OPTIONS", b"")
     assert (await ask(app, "OPTIONS *")).status == 204
+    assert (await ask(app, "HEAD /v1/shelves/1:watch")).body == b""
+    assert library.seen == []  # a stream is not begun for it
 
 
 async def test_a_body_that_is_too_large(library: Library) -> None:
