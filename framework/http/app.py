@@ -51,7 +51,7 @@ class HttpApp:
         bind: Callable[[Method[Any, Any]], Handler],
         settings: HttpSettings | None = None,
     ) -> None:
-        services = tuple(services)
+        services = tuple({service.full_name: service for service in services}.values())
         self.settings = settings or HttpSettings()
         self.codecs = Json(files_of(services), self.settings.json)
         self.details = Details(service.file.pool for service in services)

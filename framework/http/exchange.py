@@ -243,12 +243,12 @@ class Exchange:
         if status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(body)))
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._emit({"type": "http.response.start", "status": status, "headers": headers})
         if not self.inbox.complete:
-            await self._send({"type": "http.response.body", "body": b"" if self._head else body, "more_body": True})
+            await self._emit({"type": "http.response.body", "body": b"" if self._head else body, "more_body": True})
             await self._drain()
             body = b""
-        await self._send({"type": "http.response.body", "body": b"" if self._head else body})
+        await self._emit({"type": "http.response.body", "body": b"" if self._head else body})
 
     async def start(self, status: int, headers: Headers, *, pack: bool = True) -> None:
         """Begin a response that comes in parts."""
@@ -258,32 +258,39 @@ class Exchange:
                 self._packer = compression.packer(name)
                 headers.append((b"content-encoding", name.encode()))
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._emit({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, part: bytes) -> None:
         """Send a part of the response, all of it; waits while the client does not read."""
         if self._packer is not None:
             part = self._packer.pack(part)
         if not self._head:
-            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            await self._emit({"type": "http.response.body", "body": part, "more_body": True})
 
     async def finish(self, part: bytes = b"") -> None:
         """Send the last part."""
         if self._packer is not None:
             part = (self._packer.pack(part) if part else b"") + self._packer.end()
         if not self.inbox.complete and not self._head:
-            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            await self._emit({"type": "http.response.body", "body": part, "more_body": True})
             await self._drain()
             part = b""
-        await self._send({"type": "http.response.body", "body": b"" if self._head else part})
+        await self._emit({"type": "http.response.body", "body": b"" if self._head else part})
+
+    async def _emit(self, message: MutableMapping[str, Any]) -> None:
+        """Raises Gone: servers may raise OSError when the client has gone, or say nothing."""
+        try:
+            await self._send(message)
+        except OSError:
+            self.inbox.gone = True
+            raise Gone from None
 
     async def _drain(self) -> None:
         """Take what the client still sends, or many a client would not read the answer: but not for ever."""
-        left = self.settings.max_message
         with contextlib.suppress(TimeoutError, Gone):
             async with asyncio.timeout(LINGER):
-                while left > 0 and (part := await self.inbox.read()) is not None:
-                    left -= len(part)
+                while await self.inbox.read() is not None:
+                    pass
 
 
 class Conduct:
@@ -361,8 +368,9 @@ class Conduct:
         self._stop(DeadlineExceeded("no answer before the deadline", method=self._call.method.full_name))
 
     def _look(self) -> None:
-        self._timers[-1] = self._loop.call_later(10 * PATIENCE, self._look)
         self._inbox.look(self._left)
+        if not self._inbox.complete:  # a reader may have taken over what was looked at
+            self._timers[-1] = self._loop.call_later(50 * PATIENCE, self._look)
 
     def _left(self) -> None:
         self._stop(Gone())

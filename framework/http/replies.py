@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
 
 from framework.http.binding import HTTP_BODY
-from framework.http.exchange import Exchange
+from framework.http.exchange import Exchange, Gone
 from framework.http.framing import TYPES, Format
 from framework.http.json import Json
 from framework.http.rules import Rule, find_field, is_map
@@ -132,10 +133,11 @@ class Output:
         self._timer = loop.call_at(due, self._silent)
 
     async def _say(self) -> None:
-        async with self._lock:
-            await self._start(self.headers())
-            if self._form == "sse":
-                await self._exchange.write(b":\n\n")
+        with contextlib.suppress(Gone):  # whoever serves the call notices it as well
+            async with self._lock:
+                await self._start(self.headers())
+                if self._form == "sse":
+                    await self._exchange.write(b":\n\n")
 
     async def _start(self, headers: Headers) -> None:
         exchange = self._exchange

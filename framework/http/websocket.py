@@ -10,6 +10,7 @@ Source: RFC 6455, section 7.4.2, for the codes from 4000 on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,24 @@ LONGEST_REASON = 123
 
 async def serve_websocket(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one WebSocket."""
+    await receive()  # websocket.connect
+    with contextlib.suppress(Gone):
+        await _serve(app, scope, receive, _guarded(send))
+
+
+def _guarded(send: Send) -> Send:
+    async def guarded(message: MutableMapping[str, Any]) -> None:
+        try:
+            await send(message)
+        except OSError:  # as servers say that the client has gone
+            raise Gone from None
+
+    return guarded
+
+
+async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> None:
     from framework.http.app import raw_path
 
-    await receive()  # websocket.connect
     try:
         found = _route(app, raw_path(scope))
         route = found.route
@@ -61,8 +77,6 @@ async def serve_websocket(app: HttpApp, scope: Scope, receive: Receive, send: Se
     )
     try:
         await Conduct(call, socket).run(_run(route, call, requests, send))
-    except Gone:
-        return
     except RpcError as error:
         status = app.details.status(error.code, error.message, error.details)
         await send({"type": "websocket.send", "text": text({"error": status}).decode()})

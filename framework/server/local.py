@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream, current
@@ -75,10 +75,15 @@ def _checked(method: Method[Any, Any]) -> Any:
     return encode
 
 
+async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
+    for request in requests:
+        yield request
+
+
 def _serving(bound: Bound, call: Call) -> ServerCall:
     request = call.request
     if bound.method.client_streaming and not hasattr(request, "__anext__"):
-        request = aiter(request)
+        request = aiter(request) if hasattr(request, "__aiter__") else _each(request)
     return ServerCall(
         bound.method,
         request,
@@ -118,11 +123,14 @@ def _unary(pipeline: Pipeline, bound: Bound) -> Handler:
 def _stream(pipeline: Pipeline, bound: Bound) -> Handler:
     async def handler(call: Call) -> Reply:
         serving = _serving(bound, call)
+        before = current.get()
         try:
             pipeline._begin(serving)
             replies = await bound.handler(serving)
         except BaseException as error:
             raise _given_up(serving, pipeline._fail(serving, error)) from error
+        finally:
+            current.set(before)
         call.header = serving.header
         return _Replies(pipeline, bound, call, serving, replies)
 
@@ -146,6 +154,8 @@ class _Replies(Stream[Any]):
         if self.outcome is not None:
             raise StopAsyncIteration
         serving = self._serving
+        before = current.get()
+        current.set(serving)  # a generator runs in the context of whoever asks it
         try:
             reply = self._bound.encode(await anext(self._replies))
         except StopAsyncIteration:
@@ -159,6 +169,8 @@ class _Replies(Stream[Any]):
             raise
         except BaseException as error:
             raise await self._failed(error) from error
+        finally:
+            current.set(before)
         self._call.header = serving.header
         return reply
 
@@ -172,7 +184,6 @@ class _Replies(Stream[Any]):
 
     def _ended(self, outcome: Outcome) -> None:
         self._call.header, self._call.trailer = self._serving.header, self._serving.trailer
-        current.set(None)
         self.end(outcome)
 
     def cancel(self, reason: BaseException | None = None) -> None:

@@ -65,11 +65,14 @@ class Conversation:
             self._room.set()
         self.response = Response()
         self.sent: list[Message] = []
+        self.broken = False
         self._task = asyncio.create_task(app(scope, self._incoming.get, self._send))
         self._task.add_done_callback(lambda task: self._changed.set())
 
     async def _send(self, message: Message) -> None:
         await self._room.wait()
+        if self.broken:
+            raise OSError("the connection is lost")
         self.sent.append(message)
         if message["type"].startswith("http.response"):
             self.response.take(message)

@@ -208,6 +208,7 @@ def test_unknown_parameters_may_be_ignored() -> None:
         ),
         ("PATCH /v1/shelves/1/books/2", '{"published": null, "extra": {"a": {"b": 1}}}', ["published", "extra"]),
         ("PATCH /v1/shelves/1/books/2?updateMask=pages", '{"title": "t"}', ["pages"]),
+        ("PATCH /v1/shelves/1/books/2?updateMask.paths=pages", '{"title": "t"}', ["pages"]),
         ("PATCH /v1/shelves/1/books/2?dryRun=true", "", []),
         ("PUT /v1/shelves/1/books/2", '{"title": "t"}', []),
     ],

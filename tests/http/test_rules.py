@@ -134,7 +134,7 @@ def test_the_annotations_of_a_dynamic_pool() -> None:
 def test_a_method_of_a_descriptor() -> None:
     """Arity, idempotency and the framework's options come from the descriptor."""
     found = method("GetBook")
-    assert (found.full_name, found.idempotency, found.timeout) == ("lab.v1.Library/GetBook", 1, 0.5)
+    assert (found.full_name, found.idempotency, found.timeout) == ("lab.v1.Library/GetBook", 1, 30.5)
     assert str(default_rule(found)) == "POST /lab.v1.Library/GetBook (lab.v1.Library/GetBook)"
     chat = method("Chat")
     assert (chat.client_streaming, chat.server_streaming) == (True, True)

@@ -126,6 +126,21 @@ async def test_the_client_goes(library: Library, app: HttpApp) -> None:
     assert not conversation.response.complete
 
 
+@pytest.mark.parametrize("target", ["GET /v1/shelves/1:watch?count=100", "GET /v1/books/x", "WS /v1/shelves/1:watch"])
+async def test_a_connection_that_is_lost(app: HttpApp, caplog: pytest.LogCaptureFixture, target: str) -> None:
+    """A server that raises when it cannot send says that the client has gone; nothing is wrong here."""
+    if target.startswith("WS"):
+        conversation = open_socket(app, target[3:])
+        await conversation.until(2)
+    else:
+        conversation = open_request(app, target, hold=True)
+        conversation.body()
+    conversation.broken = True
+    conversation.release()
+    await conversation.done()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_backpressure(library: Library, app: HttpApp) -> None:
     """A client that does not read holds the handler up."""
     conversation = open_request(app, f"{WATCH}?count=1000", hold=True)
