@@ -21,7 +21,7 @@ from framework.http import connect, grpc_web
 from framework.http.exchange import Exchange, Gone, Receive, Scope, Send
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
-from framework.http.methods import files_of, http_rule_of, method_of, options_of
+from framework.http.methods import files_of, http_rule_of
 from framework.http.rest import RestRoute, fail
 from framework.http.routes import BadPath, Router
 from framework.http.rpc import RpcMethod
@@ -29,6 +29,7 @@ from framework.http.rules import default_rule, rules_of
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
 from framework.http.websocket import serve_websocket
+from framework.options import method_of
 
 log = logging.getLogger("framework.http")
 
@@ -61,13 +62,12 @@ class HttpApp:
         self.methods: dict[str, RpcMethod] = {}
         for service in services:
             for descriptor in service.methods:
-                options = options_of(descriptor)
-                method = method_of(descriptor, options)
+                method = method_of(descriptor)
                 handler = bind(method)
                 self.methods[method.path] = RpcMethod(
                     method, handler, self.codecs, self.settings, rpc_incoming, self.details
                 )
-                annotation = http_rule_of(options)
+                annotation = http_rule_of(descriptor)
                 rules = (default_rule(method), *(() if annotation is None else rules_of(method, annotation)))
                 routes += (RestRoute(r, handler, self.codecs, self.settings, incoming, self.details) for r in rules)
         self.router = Router(routes)

@@ -1,4 +1,4 @@
-"""What is served: methods and their HTTP rules from descriptors, generated ones and those of reflection alike."""
+"""What is served: services and their HTTP rules from descriptors, generated ones and those of reflection alike."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.api import annotations_pb2, http_pb2
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
 
-from framework import options_pb2
-from framework.call import Idempotency, Method
 from framework.errors import ConfigError
 
 
@@ -52,30 +50,10 @@ def services_in(pool: descriptor_pool.DescriptorPool, names: Iterable[str]) -> t
     return tuple(found)
 
 
-def options_of(descriptor: MethodDescriptor) -> descriptor_pb2.MethodOptions:
-    """The options of a method, extensions parsed whichever pool it is from."""
-    return descriptor_pb2.MethodOptions.FromString(descriptor.GetOptions().SerializeToString())
-
-
-def method_of(descriptor: MethodDescriptor, options: descriptor_pb2.MethodOptions | None = None) -> Method[Any, Any]:
-    """The method that a descriptor describes, with the message classes of its pool."""
-    options = options or options_of(descriptor)
-    own = options.Extensions[options_pb2.method]
-    service: Any = descriptor.containing_service
-    return Method(
-        service.full_name,
-        descriptor.name,
-        message_factory.GetMessageClass(descriptor.input_type),
-        message_factory.GetMessageClass(descriptor.output_type),
-        client_streaming=descriptor.client_streaming,
-        server_streaming=descriptor.server_streaming,
-        idempotency=Idempotency(options.idempotency_level),
-        timeout=own.timeout.ToTimedelta().total_seconds() if own.HasField("timeout") else None,
-    )
-
-
-def http_rule_of(options: descriptor_pb2.MethodOptions) -> http_pb2.HttpRule | None:
+def http_rule_of(method: MethodDescriptor) -> http_pb2.HttpRule | None:
     """The `google.api.http` annotation of a method, or None."""
+    # Over the wire once: the descriptor may be of a pool that does not know the annotation.
+    options = descriptor_pb2.MethodOptions.FromString(method.GetOptions().SerializeToString())
     extension: Any = annotations_pb2.http
     return options.Extensions[extension] if options.HasExtension(extension) else None
 

@@ -10,8 +10,9 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
 from framework.errors import Aborted, InvalidArgument, NotFound, Unavailable, error_for
 from framework.http.app import HttpApp
-from framework.http.methods import method_of, services_in
+from framework.http.methods import services_in
 from framework.http.settings import HttpSettings
+from framework.options import method_of
 from framework.server.context import Context
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline

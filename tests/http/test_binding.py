@@ -10,9 +10,10 @@ from google.protobuf import text_format
 from framework.errors import InvalidArgument
 from framework.http.binding import Binder, Unknown
 from framework.http.json import Json
-from framework.http.methods import http_rule_of, method_of, options_of, services_in
+from framework.http.methods import http_rule_of, services_in
 from framework.http.routes import Router
 from framework.http.rules import rules_of
+from framework.options import method_of
 from tests.http import lab
 
 CODECS = Json([lab.file("library")])
@@ -28,7 +29,7 @@ class Bound:
 def _table(unknown: Unknown) -> Router[Bound]:
     found = []
     for descriptor in LIBRARY.methods:
-        annotation = http_rule_of(options_of(descriptor))
+        annotation = http_rule_of(descriptor)
         assert annotation is not None
         found += [Bound(rule, unknown) for rule in rules_of(method_of(descriptor), annotation)]
     return Router(found)

@@ -10,8 +10,9 @@ from google.api import http_pb2
 from google.protobuf import text_format
 
 from framework.call import Method
-from framework.http.methods import http_rule_of, method_of, options_of, pool_of, services_in
+from framework.http.methods import http_rule_of, pool_of, services_in
 from framework.http.rules import RuleError, Template, default_rule, rules_of
+from framework.options import method_of
 from tests.http import lab
 
 
@@ -121,7 +122,7 @@ def test_the_annotations_of_a_dynamic_pool() -> None:
     """Annotations are read from descriptors of any pool, additional bindings in order."""
     (service,) = services_in(lab.pool(), ["lab.v1.Library"])
     descriptor = service.methods_by_name["GetBook"]
-    annotation = http_rule_of(options_of(descriptor))
+    annotation = http_rule_of(descriptor)
     assert annotation is not None
     found = rules_of(method_of(descriptor), annotation)
     assert [str(rule) for rule in found] == [

@@ -20,8 +20,9 @@ from google.protobuf import any_pb2, message_factory
 
 from framework.errors import error_for
 from framework.http.app import HttpApp
-from framework.http.methods import method_of, services_in
+from framework.http.methods import services_in
 from framework.http.settings import HttpSettings
+from framework.options import method_of
 from framework.server.context import Context
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
