@@ -145,7 +145,7 @@ async def _unary(rpc: RpcMethod, exchange: Exchange, name: str, body: bytes) -> 
         timeout = timeout_of(exchange.headers, rpc.settings.max_timeout)
         request = coding.decode(body)
         call = exchange.call(rpc.method, request, rpc.incoming.metadata(exchange.scope), timeout)
-        reply = await Conduct(call, exchange.inbox).run(rpc.handler(call))
+        reply = await Conduct(call, exchange.inbox).run(rpc.handler, call)
         await received(call)
         sent = coding.encode(reply)
     except RpcError as error:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from typing import Any, ParamSpec, TypeVar
 
 from framework.call import OK, Call, Metadata, Method, Outcome
 from framework.errors import Cancelled, Code, DeadlineExceeded, Internal, ResourceExhausted, RpcError, error_for
@@ -26,6 +26,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
+P = ParamSpec("P")
 
 PATIENCE = 0.02
 """Seconds after which it is looked whether the client is still there."""
@@ -164,11 +165,12 @@ class Exchange:
         length = self.headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise self.too_large()
-        body = await self.inbox.read() or b""
-        if not self.inbox.complete:
+        if length is None and b"transfer-encoding" not in self.headers:
+            body = await self._whole()  # there is none, as a rule
+        else:
             try:
                 async with asyncio.timeout(self.settings.body_timeout):
-                    body = await self._rest(body)
+                    body = await self._whole()
             except TimeoutError:
                 error = DeadlineExceeded(f"the body did not arrive within {self.settings.body_timeout:g} s")
                 raise HttpError(408, error, [(b"connection", b"close")]) from None
@@ -176,7 +178,10 @@ class Exchange:
             raise self.too_large()
         return self.unpacked(encoding, body) if encoding and body else body
 
-    async def _rest(self, first: bytes) -> bytes:
+    async def _whole(self) -> bytes:
+        first = await self.inbox.read() or b""
+        if self.inbox.complete:
+            return first
         parts, size = [first], len(first)
         while (part := await self.inbox.read()) is not None:
             size += len(part)
@@ -311,7 +316,7 @@ class Conduct:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None
 
-    async def run(self, work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+    async def run(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the work of the call.
 
         Raises:
@@ -324,7 +329,7 @@ class Conduct:
             self._timers.append(self._loop.call_at(call.deadline, self._expire))
         self._timers.append(self._loop.call_later(PATIENCE, self._look))
         try:
-            result = await work
+            result = await work(*args, **kwargs)
             self._check()
         except BaseException as error:
             failure = self._failure(error)

@@ -25,7 +25,6 @@ from google.protobuf import (
     empty_pb2,
     field_mask_pb2,
     json_format,
-    message_factory,
     struct_pb2,
     timestamp_pb2,
     wrappers_pb2,
@@ -220,16 +219,6 @@ class Json:
             return text.encode()
 
         return Codec(kind, parse, write)
-
-    def any_of(self, type_url: str) -> Any:
-        """The message class that an Any of this type holds, or None."""
-        name = type_url.rpartition("/")[2]
-        for file in self._files.values():
-            try:
-                return message_factory.GetMessageClass(file.pool.FindMessageTypeByName(name))
-            except KeyError:
-                continue
-        return None
 
 
 # protobuf-py

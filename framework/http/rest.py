@@ -100,7 +100,7 @@ class RestRoute:
             if method.server_streaming:
                 await self._stream(exchange, call, conduct)
             else:
-                await self._one(exchange, call, await conduct.run(self.handler(call)))
+                await self._one(exchange, call, await conduct.run(self.handler, call))
         except RpcError as error:
             if requests is not None and requests.failure is not None and not exchange.started:
                 raise requests.failure from error
@@ -133,7 +133,7 @@ class RestRoute:
         output.headers = lambda: self.reply_headers(call, trailers=False)
         output.watch()
         try:
-            await conduct.run(self._replies(call, output))
+            await conduct.run(self._replies, call, output)
             await output.finish()
         except (RpcError, HttpError) as error:
             if not exchange.started:

@@ -229,7 +229,7 @@ async def converse(
             request = requests
         call = exchange.call(rpc.method, request, rpc.incoming.metadata(exchange.scope), timeout)
         output.watch()
-        await Conduct(call, exchange.inbox).run(_replies(rpc, call, coding, output, dialect))
+        await Conduct(call, exchange.inbox).run(_replies, rpc, call, coding, output, dialect)
     except RpcError as error:
         failure = error
     finally:

@@ -76,7 +76,7 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
         peer=f"{client[0]}:{client[1]}" if client else "",
     )
     try:
-        await Conduct(call, socket).run(_run(route, call, requests, send))
+        await Conduct(call, socket).run(_run, route, call, requests, send)
     except RpcError as error:
         status = app.details.status(error.code, error.message, error.details)
         await send({"type": "websocket.send", "text": text({"error": status}).decode()})
