@@ -22,6 +22,7 @@ from framework.http.exchange import Exchange, Gone, Receive, Scope, Send
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
 from framework.http.methods import files_of, http_rule_of
+from framework.http.origins import Origins
 from framework.http.rest import RestRoute, fail
 from framework.http.routes import BadPath, Router
 from framework.http.rpc import RpcMethod
@@ -55,6 +56,7 @@ class HttpApp:
         services = tuple({service.full_name: service for service in services}.values())
         self.settings = settings or HttpSettings()
         self.codecs = Json(files_of(services), self.settings.json)
+        self.origins = Origins(self.settings.origins)
         self.details = Details(service.file.pool for service in services)
         incoming = Incoming(rest_named(self.settings), forwarded=True)
         routes: list[RestRoute] = []
@@ -81,6 +83,8 @@ class HttpApp:
         """Serve one connection of ASGI."""
         kind = scope["type"]
         if kind == "http":
+            if self.settings.origins:
+                send = self.origins.telling(scope, send)
             exchange = Exchange(scope, receive, send, self.settings, raw_path(scope))
             with contextlib.suppress(Gone):
                 await self._serve(exchange)
@@ -90,6 +94,9 @@ class HttpApp:
             await _lifespan(receive, send)
 
     async def _serve(self, exchange: Exchange) -> None:
+        if (said := self.origins.preflight(exchange.http, exchange.headers)) is not None:
+            await exchange.respond(204, said, b"")
+            return
         rpc = self.methods.get(exchange.path)
         if rpc is not None:
             if grpc_web.speaks_grpc_web(exchange):

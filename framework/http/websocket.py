@@ -15,7 +15,15 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from framework.call import Call
-from framework.errors import Cancelled, Internal, InvalidArgument, NotFound, ResourceExhausted, RpcError
+from framework.errors import (
+    Cancelled,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    RpcError,
+)
 from framework.http.binding import Preset
 from framework.http.exchange import Conduct, Gone, Inbox, Receive, Scope, Send
 from framework.http.headers import timeout_of
@@ -53,11 +61,13 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
     from framework.http.app import raw_path
 
     try:
+        headers = dict(scope["headers"])
+        if not app.origins.may_open(headers):
+            raise PermissionDenied("a page of this origin may not open a WebSocket here")
         found = _route(app, raw_path(scope))
         route = found.route
         assert route is not None
         preset = route.binder.preset(found.values, scope["query_string"])
-        headers = dict(scope["headers"])
         timeout = timeout_of(headers, app.settings.max_timeout)
     except RpcError as error:
         await _deny(app, scope, send, error)
