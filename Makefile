@@ -46,7 +46,7 @@ check: $(READY) ## lint, format, types, layers, generated code
 generate: $(READY) ## make the examples' stubs again
 	@$(BIN)/framework generate protos --out example_services
 
-tools: ## fetch the real engines and clients that tests use (Consul, grpcurl, pyright)
+tools: ## fetch the real engines and clients that tests use (Consul, Envoy, grpcurl, ...)
 	@scripts/tools
 
 bench: $(READY) ## measure (B=name for one)
