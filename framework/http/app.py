@@ -58,7 +58,7 @@ class HttpApp:
         self.codecs = Json(files_of(services), self.settings.json)
         self.origins = Origins(self.settings.origins)
         self.details = Details(service.file.pool for service in services)
-        incoming = Incoming(rest_named(self.settings), forwarded=True)
+        incoming = Incoming(rest_named(self.settings))
         routes: list[RestRoute] = []
         rpc_incoming = Incoming(rpc_named)
         self.methods: dict[str, RpcMethod] = {}
@@ -94,24 +94,10 @@ class HttpApp:
             await _lifespan(receive, send)
 
     async def _serve(self, exchange: Exchange) -> None:
-        if (said := self.origins.preflight(exchange.http, exchange.headers)) is not None:
-            await exchange.respond(204, said, b"")
-            return
-        rpc = self.methods.get(exchange.path)
-        if rpc is not None:
-            if grpc_web.speaks_grpc_web(exchange):
-                await grpc_web.serve(rpc, exchange)
-                return
-            if connect.speaks_connect(exchange):
-                await connect.serve(rpc, exchange)
-                return
-        elif connect.is_rpc(exchange):
-            await exchange.respond(404, [], b"")
-            return
         try:
-            await self._rest(exchange)
+            await self._dispatch(exchange)
         except HttpError as error:
-            await fail(exchange, self.details, error.error, error.status, list(error.headers))
+            await fail(exchange, self.details, error.error, error.status, error.headers)
         except RpcError as error:
             await fail(exchange, self.details, error)
         except Gone:
@@ -121,6 +107,22 @@ class HttpApp:
             if exchange.started:
                 raise  # the server breaks the connection off
             await fail(exchange, self.details, Internal("internal error; its cause stands in the log of the server"))
+
+    async def _dispatch(self, exchange: Exchange) -> None:
+        rpc = self.methods.get(exchange.path)
+        if (said := self.origins.preflight(exchange.http, exchange.headers)) is not None:
+            await exchange.respond(204, said, b"")
+        elif rpc is None:
+            if connect.is_rpc(exchange):
+                await exchange.respond(404, [], b"")
+            else:
+                await self._rest(exchange)
+        elif grpc_web.speaks_grpc_web(exchange):
+            await grpc_web.serve(rpc, exchange)
+        elif connect.speaks_connect(exchange):
+            await connect.serve(rpc, exchange)
+        else:
+            await self._rest(exchange)
 
     async def _rest(self, exchange: Exchange) -> None:
         http, path = exchange.http, exchange.path
@@ -158,9 +160,9 @@ def raw_path(scope: Scope) -> str:
 
         path = quote(scope["path"], safe="/:@!$&'()*+,;=~")
     else:
-        path = raw.decode("latin-1")
+        path = raw.decode("utf-8", "replace")
     root: str = scope.get("root_path", "")
-    if root and path.startswith(root):
+    if root and f"{path}/".startswith(f"{root}/"):
         path = path[len(root) :]
     return path or "/"
 

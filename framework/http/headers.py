@@ -24,26 +24,27 @@ MOST_NAMES = 1000
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(rb"[ -~]*")
+_TEXT = re.compile(r"[ -~]+")
+FORWARDED = "x-forwarded-"
 
 
 class Incoming:
-    """Request headers as metadata.
+    """Request headers as metadata, and with them what a proxy tells of the client.
 
     Args:
         named: the metadata key of a header's name, or None for one that does not pass.
-        forwarded: add what a proxy tells of the client.
     """
 
-    def __init__(self, named: Callable[[str], str | None], *, forwarded: bool = False) -> None:
+    def __init__(self, named: Callable[[str], str | None]) -> None:
         self._named = named
-        self._forwarded = forwarded
         self._known: dict[bytes, str | None] = {}
 
     def metadata(self, scope: Mapping[str, Any]) -> Metadata:
         """What passes of the headers of a request."""
         pairs: list[tuple[str, str | bytes]] = []
         known = self._known
-        via = host = proto = ""
+        via: list[str] = []
+        told = {"host": "", "proto": scope["scheme"]}
         for raw_key, raw in scope["headers"]:
             try:
                 key = known[raw_key]
@@ -51,42 +52,30 @@ class Incoming:
                 key = self._learn(raw_key)
             if key is None:
                 if raw_key == b"host":
-                    host = host or raw.decode("latin-1")
+                    told["host"] = told["host"] or raw.decode("latin-1")
+                elif raw_key == b"x-forwarded-for":
+                    via.append(raw.decode("latin-1"))
+                elif raw_key in (b"x-forwarded-host", b"x-forwarded-proto"):
+                    told[raw_key[12:].decode()] = raw.decode("latin-1")
+            elif not _VALUE.fullmatch(raw):
                 continue
-            if self._forwarded and raw_key.startswith(b"x-forwarded-"):
-                value = raw.decode("latin-1")
-                if raw_key == b"x-forwarded-for":
-                    via = f"{via}, {value}" if via else value
-                elif raw_key == b"x-forwarded-host":
-                    host = value
-                elif raw_key == b"x-forwarded-proto":
-                    proto = value
-                if raw_key in (b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"):
-                    continue
-            if not _VALUE.fullmatch(raw):
-                continue
-            if key.endswith("-bin"):
+            elif key.endswith("-bin"):
                 pairs.extend((key, binary) for binary in _binary(raw))
             else:
                 pairs.append((key, raw.decode()))
-        if self._forwarded:
-            client = scope.get("client")
-            if client:
-                via = f"{via}, {client[0]}" if via else client[0]
-            for key, value in (
-                ("x-forwarded-for", via),
-                ("x-forwarded-host", host),
-                ("x-forwarded-proto", proto or scope["scheme"]),
-            ):
-                if value and value.isascii():
-                    pairs.append((key, value))
+        client = scope.get("client")
+        if client:
+            via.append(client[0])
+        for name, value in (("for", ", ".join(via)), *told.items()):
+            if _TEXT.fullmatch(value):
+                pairs.append((FORWARDED + name, value))
         return tuple(pairs)
 
     def _learn(self, raw_key: bytes) -> str | None:
         name = raw_key.decode("latin-1").lower()
         key = None if name in HOP_BY_HOP or name.startswith(":") else self._named(name)
-        if key is not None and (not _KEY.fullmatch(key) or key.startswith("grpc-")):
-            key = None
+        if key is not None and (not _KEY.fullmatch(key) or key.startswith(("grpc-", FORWARDED))):
+            key = None  # what is told of the client is told once, and not under another name
         if len(self._known) < MOST_NAMES:
             self._known[raw_key] = key
         return key

@@ -102,7 +102,13 @@ async def test_metadata(library: Library, app: HttpApp) -> None:
     response = await connect(
         app, "GetBook", '{"name": "headers"}', tenant="a", x_raw_bin="/w", authorization="b", connect_timeout_ms="1000"
     )
-    assert sorted(library.metadata) == [("authorization", "b"), ("tenant", "a"), ("x-raw-bin", b"\xff")]
+    assert sorted(library.metadata) == [
+        ("authorization", "b"),
+        ("tenant", "a"),
+        ("x-forwarded-for", "10.0.0.9"),
+        ("x-forwarded-proto", "http"),
+        ("x-raw-bin", b"\xff"),
+    ]
     found = {key: value for key, value in response.headers.items() if not key.startswith("content")}
     assert found == {
         "etag": '"5"',

@@ -228,6 +228,7 @@ async def test_metadata(library: Library, app: HttpApp) -> None:
         grpc_encoding="gzip",
         x_latin="é",
         x_forwarded_for="1.2.3.4",
+        grpc_metadata_x_forwarded_for="6.6.6.6",
         host="books.example",
     )
     assert sorted(library.metadata) == [
@@ -319,6 +320,9 @@ async def test_a_prefix(app: HttpApp) -> None:
     conversation = Conversation(app, scope("GET", "/api/v1/books/x", root_path="/api"))
     conversation.body()
     assert (await conversation.done()).json["name"] == "x"
+    conversation = Conversation(app, scope("GET", "/apix/v1/books/x", root_path="/api"))
+    conversation.body()
+    assert (await conversation.done()).status == 404
 
 
 async def test_lifespan(app: HttpApp) -> None:
