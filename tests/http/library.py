@@ -145,6 +145,13 @@ class Library(Servicer):
     async def Echo(self, request: Any, context: Context) -> Any:
         return request
 
+    async def Unshown(self, request: Any, context: Context) -> Any:
+        request.any.type_url = "type.googleapis.com/no.Such"
+        return request
+
+    async def UnshownStream(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        yield await self.Unshown(request, context)
+
 
 def application(library: Library, **settings: Any) -> HttpApp:
     """The library served over HTTP in this process."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from google.api import http_pb2
 from google.protobuf import text_format
 
 from framework.errors import InvalidArgument
@@ -30,8 +32,8 @@ def _table(unknown: Unknown) -> Router[Bound]:
     found = []
     for descriptor in LIBRARY.methods:
         annotation = http_rule_of(descriptor)
-        assert annotation is not None
-        found += [Bound(rule, unknown) for rule in rules_of(method_of(descriptor), annotation)]
+        if annotation is not None:
+            found += [Bound(rule, unknown) for rule in rules_of(method_of(descriptor), annotation)]
     return Router(found)
 
 
@@ -230,3 +232,56 @@ def test_a_raw_body() -> None:
         message.file.content_type,
         message.file.data,
     ) == ("a/b", "x", "image/png", b"\xff\x00")
+
+
+def test_a_body_that_is_one_value() -> None:
+    """A body may be a field that is no message; one that is more than its value is refused."""
+    rule = http_pb2.HttpRule(post="/v1/x", body="request_id")
+    (found,) = rules_of(method_of(LIBRARY.methods_by_name["CreateBook"]), rule)
+    binder = Binder(found, CODECS)
+    assert text(binder.message((), b'"5"')) == 'request_id: "5"'
+    assert text(binder.message((), b"")) == ""
+    for body, told in (
+        (b"5", "request_id: expected string got: number"),
+        (b"{", "request_id: this is no JSON"),
+        (b'"5","shelf":"x"', "request_id: this is no JSON"),
+    ):
+        with pytest.raises(InvalidArgument, match=re.escape(told)):
+            binder.message((), body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("mi[x]", "a", "mi[x]: 'x' is no whole number"),
+        ("mb[yes]", "1", "mb[yes]: 'yes' is neither true nor false"),
+        ("db", "1_0", "db: '1_0' is no number"),
+        ("fl", "3.41e38", "fl: '3.41e38' is too large"),
+        ("color", "4294967296", "color: '4294967296' is no lab.v1.Color"),
+        ("st", "%E9", "st: this is no UTF-8 when it is decoded"),
+    ],
+)
+def test_texts_that_are_no_values(field: str, value: str, told: str) -> None:
+    """Each kind of field says what its text should have been."""
+    (found,) = rules_of(method_of(LIBRARY.methods_by_name["Echo"]), http_pb2.HttpRule(get="/v1/x"))
+    with pytest.raises(InvalidArgument) as raised:
+        Binder(found, CODECS).preset((), f"{field}={value}".encode())
+    assert raised.value.message == told
+
+
+def test_texts_of_every_kind() -> None:
+    """Keys of maps, wrappers, and what is JSON because it has no other text."""
+    (found,) = rules_of(method_of(LIBRARY.methods_by_name["Echo"]), http_pb2.HttpRule(get="/v1/x"))
+    binder = Binder(found, CODECS)
+    query = b"mi[-5]=a&mb[true]=Infinity&wi64=-7&wby=_w&ts=1970-01-01T00:00:01Z&list=[1]&rts=1970-01-01T00:00:02Z"
+    message = binder.message(binder.preset((), query), b"")
+    assert (dict(message.mi), dict(message.mb)) == ({-5: "a"}, {True: float("inf")})
+    assert (message.wi64.value, message.wby.value, message.ts.seconds) == (-7, b"\xff", 1)
+    assert ([value.number_value for value in message.list.values], message.rts[0].seconds) == ([1.0], 2)
+
+
+def test_a_path_whose_text_is_no_value() -> None:
+    """Variables are told like parameters."""
+    (found,) = rules_of(method_of(LIBRARY.methods_by_name["Echo"]), http_pb2.HttpRule(get="/v1/{i32}/{color}"))
+    with pytest.raises(InvalidArgument, match=r"i32: 'x' is no whole number \(and 1 more\)"):
+        Binder(found, CODECS).preset(("x", "NOPE"), b"")

@@ -388,6 +388,24 @@ async def test_grpc_web_has_deadlines() -> None:
     assert status(frames(response.body)[0][1])["grpc-status"] == "4"
 
 
+async def test_grpc_web_in_an_encoding_that_is_not_known(app: HttpApp) -> None:
+    """It is told with those that are known."""
+    for kind in ("grpc-web", "grpc-web-text"):
+        response = await grpc_web(app, "GetBook", b"", kind=kind, grpc_encoding="lzw")
+        body = base64.b64decode(response.body) if "text" in kind else response.body
+        assert status(frames(body)[0][1])["grpc-status"] == "12"
+        assert response.headers["grpc-accept-encoding"] == "zstd,br,gzip"
+
+
+async def test_methods_that_no_protocol_has(app: HttpApp) -> None:
+    """Calls are made by POST, and by GET in Connect."""
+    for kind in ("application/grpc-web", "application/proto"):
+        response = await ask(app, f"PUT {SERVICE}/GetBook", b"x", content_type=kind)
+        assert (response.status, response.headers["allow"].endswith("POST")) == (405, True)
+    lost = await ask(app, f"POST {SERVICE}/NoSuch", b"x", content_type="application/proto")
+    assert (lost.status, lost.body) == (404, b"")
+
+
 async def test_bytes_that_no_protocol_has(app: HttpApp) -> None:
     """gRPC itself is not spoken here, and another flavour of gRPC-Web neither."""
     for kind in ("application/grpc", "application/grpc-web+thrift"):

@@ -334,3 +334,37 @@ async def test_lifespan(app: HttpApp) -> None:
     conversation.event("lifespan.shutdown")
     await conversation.done()
     assert [m["type"] for m in conversation.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_reply_that_has_no_json(app: HttpApp) -> None:
+    """A reply that cannot be shown is a failure of this side, in every protocol and before a stream begins."""
+    plain = await ask(app, "POST /lab.v1.Library/Unshown", "{}")
+    stream = await ask(app, "POST /lab.v1.Library/UnshownStream", "{}")
+    connect = await ask(app, "POST /lab.v1.Library/Unshown", "{}", connect_protocol_version="1")
+    for response in (plain, stream):
+        assert (response.status, response.json["code"]) == (500, 13)
+        assert "no.Such" in response.json["message"]
+    assert (connect.status, connect.json["code"]) == (500, "internal")
+
+
+async def test_other_names_and_defaults(library: Library) -> None:
+    """Options of JSON hold for whole replies and for one field of them."""
+    from framework.http.json import JsonOptions
+
+    app = application(library, json=JsonOptions(defaults=True, proto_names=True, enum_numbers=True))
+    book = (await ask(app, "GET /v1/books/x")).json
+    assert (book["color"], book["tags"], "author" in book) == (1, [], False)
+    assert (await ask(app, "GET /v1/shelves/1/books:total?page_size=1")).json == 5
+    assert (await ask(app, "GET /v1/shelves/1/books:token")).json == ""
+    assert "next_page_token" in (await ask(app, "GET /v1/shelves/1/books")).json
+
+
+async def test_a_server_without_raw_paths(app: HttpApp) -> None:
+    """A server that gives only the decoded path is served as well as can be."""
+    from tests.http.driver import Conversation, scope
+
+    given = scope("GET", "/v1/books/a b")
+    del given["raw_path"]
+    conversation = Conversation(app, given)
+    conversation.body()
+    assert (await conversation.done()).json["name"] == "a b"

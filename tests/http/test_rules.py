@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from google.api import http_pb2
-from google.protobuf import text_format
+from google.protobuf import descriptor_pb2, text_format
 
 from framework.call import Method
+from framework.errors import ConfigError
 from framework.http.methods import http_rule_of, pool_of, services_in
 from framework.http.rules import RuleError, Template, default_rule, rules_of
 from framework.options import method_of
@@ -143,21 +144,24 @@ def test_a_method_of_a_descriptor() -> None:
 
 
 def test_a_set_of_files_in_any_order() -> None:
-    """A file may come before what it imports."""
-    from google.protobuf import descriptor_pb2
-
+    """A file may come before what it imports; one whose import is missing is told."""
     files = descriptor_pb2.FileDescriptorSet()
-    for descriptor in (lab.file("library"), lab.file("all")):
-        descriptor.CopyToProto(files.file.add())
-    from framework.errors import ConfigError
 
-    with pytest.raises(ConfigError, match=r"^lab/v1/all.proto cannot be used: .*google/protobuf/any.proto"):
+    def add(descriptor: Any) -> None:
+        if descriptor.name not in [file.name for file in files.file]:
+            descriptor.CopyToProto(files.file.add())
+            for imported in descriptor.dependencies:
+                add(imported)
+
+    add(lab.file("library"))
+    (service,) = services_in(pool_of(files), ["lab.v1.Library"])
+    assert service.methods_by_name["Echo"].input_type.full_name == "lab.v1.All"
+    del files.file[-1]
+    with pytest.raises(ConfigError, match=r" cannot be used: "):
         pool_of(files)
 
 
 def test_a_service_that_is_not_there() -> None:
     """A name that the descriptors do not have is told."""
-    from framework.errors import ConfigError
-
     with pytest.raises(ConfigError, match=r"there is no service lab.v1.Nope in these descriptors"):
         services_in(lab.pool(), ["lab.v1.Nope"])
