@@ -220,8 +220,7 @@ async def fail(
     """Answer a request with an error, as `google.rpc.Status`."""
     shown = text(details.status(error.code, error.message, error.details))
     sent: Headers = [(b"content-type", b"application/json"), *headers]
-    if error.details:
-        sent += retry_after(error)
+    sent += retry_after(error)
     if error.metadata:
         sent += outgoing(error.metadata, "grpc-trailer-", ("www-authenticate", "retry-after"))
     if error.request_id:

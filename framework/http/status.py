@@ -95,10 +95,16 @@ def text(shown: Any) -> bytes:
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
+PUSHBACK = "grpc-retry-pushback-ms"
+
+
 def retry_after(error: RpcError) -> Headers:
-    """The header Retry-After of an error that says when to come back."""
+    """The header Retry-After of an error that says when to come back, in its details or to gRPC."""
     for detail in error.details:
         if isinstance(detail, error_details_pb2.RetryInfo) and detail.HasField("retry_delay"):
             delay = detail.retry_delay
             return [(b"retry-after", b"%d" % max(0, delay.seconds + (delay.nanos > 0)))]
+    for key, value in error.metadata:
+        if key == PUSHBACK and isinstance(value, str) and value.isdigit():
+            return [(b"retry-after", b"%d" % -(-int(value) // 1000))]
     return []

@@ -12,9 +12,7 @@ from typing import Any
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream, current
 from framework.errors import DeadlineExceeded, RpcError, Unimplemented
-from framework.interceptors.request_id import KEY as REQUEST_ID
-from framework.interceptors.request_id import new_request_id
-from framework.server.context import ServerCall
+from framework.server.context import PUSHBACK, ServerCall, incoming_call
 from framework.server.pipeline import Bound, Pipeline, _raise_for_ending
 
 
@@ -64,13 +62,25 @@ def _same(message: Any) -> Any:
     return message
 
 
+class _Unsent:
+    """A reply that stays in this process, where its size matters to nobody."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+
+    def __len__(self) -> int:
+        return 0
+
+
 def _checked(method: Method[Any, Any]) -> Any:
     kind, name = method.reply, method.full_name
 
-    def encode(message: Any) -> Any:
+    def encode(message: Any) -> _Unsent:
         if type(message) is not kind:
             raise TypeError(f"{name} takes {kind.__name__} here, not {type(message).__name__}")
-        return message
+        return _Unsent(message)
 
     return encode
 
@@ -84,15 +94,9 @@ def _serving(bound: Bound, call: Call) -> ServerCall:
     request = call.request
     if bound.method.client_streaming and not hasattr(request, "__anext__"):
         request = aiter(request) if hasattr(request, "__aiter__") else _each(request)
-    return ServerCall(
-        bound.method,
-        request,
-        call.metadata,
-        deadline=call.deadline,
-        request_id=str(call.get(REQUEST_ID) or new_request_id()),
-        peer=call.peer,
-        wire=_WIRE,
-    )
+    serving = incoming_call(bound.method, call.metadata, deadline=call.deadline, peer=call.peer, wire=_WIRE)
+    serving.request = request
+    return serving
 
 
 def _given_up(serving: ServerCall, error: BaseException) -> BaseException:
@@ -101,6 +105,8 @@ def _given_up(serving: ServerCall, error: BaseException) -> BaseException:
         return DeadlineExceeded("the deadline had passed before the call was served")
     if isinstance(error, RpcError):
         error.request_id = error.request_id or serving.request_id
+        if serving.pushback is not None:
+            error.metadata = (*error.metadata, (PUSHBACK, str(serving.pushback)))
     return error
 
 
@@ -115,7 +121,7 @@ def _unary(pipeline: Pipeline, bound: Bound) -> Handler:
         finally:
             current.set(before)
             call.header, call.trailer = serving.header, serving.trailer
-        return reply
+        return reply.message
 
     return handler
 
@@ -125,7 +131,7 @@ def _stream(pipeline: Pipeline, bound: Bound) -> Handler:
         serving = _serving(bound, call)
         before = current.get()
         try:
-            pipeline._begin(serving)
+            pipeline._begin(bound, serving)
             replies = await bound.handler(serving)
         except BaseException as error:
             raise _given_up(serving, pipeline._fail(serving, error)) from error
@@ -157,7 +163,7 @@ class _Replies(Stream[Any]):
         before = current.get()
         current.set(serving)  # a generator runs in the context of whoever asks it
         try:
-            reply = self._bound.encode(await anext(self._replies))
+            reply: Any = self._bound.encode(await anext(self._replies))
         except StopAsyncIteration:
             try:
                 _raise_for_ending(serving)
@@ -172,7 +178,7 @@ class _Replies(Stream[Any]):
         finally:
             current.set(before)
         self._call.header = serving.header
-        return reply
+        return reply.message
 
     async def _failed(self, error: BaseException) -> BaseException:
         failure = self._pipeline._fail(self._serving, error)

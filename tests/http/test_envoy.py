@@ -15,6 +15,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from framework import Settings, connect
+from framework.config import ServerSettings
 from framework.http.app import HttpApp
 from framework.server.pipeline import Pipeline
 from framework.server.wire import listen
@@ -158,7 +159,7 @@ async def both(folder: Path) -> AsyncIterator[tuple[str, str]]:
     """The addresses of this and of Envoy, in front of the same service."""
     pipeline = Pipeline()
     pipeline.add(Library())
-    server, backend = await listen(pipeline, "127.0.0.1", 0, max_message=4 << 20)
+    server, backend = await listen(pipeline, ServerSettings())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     told = write(folder, port, backend)

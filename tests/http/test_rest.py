@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from framework.errors import Code
+from framework.call import Call, Handler, Method
+from framework.errors import Code, ResourceExhausted
 from framework.http import compression
 from framework.http.app import HttpApp
 from tests.http import lab
 from tests.http.driver import ask, open_request
-from tests.http.library import Library, application
+from tests.http.library import SERVICE, Library, application
 
 
 async def test_a_get(app: HttpApp) -> None:
@@ -105,6 +106,20 @@ async def test_when_to_come_back(app: HttpApp) -> None:
     """RetryInfo is a Retry-After too, in whole seconds."""
     response = await ask(app, "GET /v1/books/busy")
     assert (response.status, response.headers["retry-after"]) == (503, "4")
+
+
+async def test_a_server_that_is_overloaded(library: Library) -> None:
+    """What the server tells gRPC clients of when to come back is told here too."""
+
+    def bind(method: Method[Any, Any]) -> Handler:
+        async def handler(call: Call) -> Any:
+            raise ResourceExhausted("busy", metadata=(("grpc-retry-pushback-ms", "1500"),))
+
+        return handler
+
+    response = await ask(HttpApp([SERVICE], bind), "GET /v1/books/x")
+    assert (response.status, response.headers["retry-after"]) == (429, "2")
+    assert "grpc-trailer-grpc-retry-pushback-ms" not in response.headers
 
 
 async def test_a_detail_that_nobody_knows(library: Library, app: HttpApp) -> None:

@@ -16,6 +16,7 @@ import uvicorn
 import websockets
 
 from framework import Settings, connect
+from framework.config import ServerSettings
 from framework.http.app import HttpApp
 from framework.server.pipeline import Pipeline
 from framework.server.wire import listen
@@ -43,7 +44,7 @@ async def gateway(library: Library) -> AsyncIterator[HttpApp]:
     """An application in front of a service over gRPC."""
     pipeline = Pipeline()
     pipeline.add(library)
-    server, port = await listen(pipeline, "127.0.0.1", 0, max_message=4 << 20)
+    server, port = await listen(pipeline, ServerSettings())
     try:
         async with connect(f"127.0.0.1:{port}", settings=Settings()) as channel:
             yield HttpApp([SERVICE], channel.bind)

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from google.protobuf.wrappers_pb2 import Int32Value
 
 from framework import Call, Context, DeadlineExceeded, Internal, NotFound, Outcome, Unimplemented
 from framework.call import current
+from framework.config import ServerMethodSettings, ServerSettings
 from framework.rpc import Method, StreamReply
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
@@ -23,10 +25,10 @@ __all__ = ["arity"]  # a fixture
 class Echoes:
     """An echo service, and calls of one of its methods."""
 
-    def __init__(self, arity: Arity) -> None:
+    def __init__(self, arity: Arity, settings: ServerSettings | None = None) -> None:
         self.servicer = Echo()
         self.served: list[Outcome] = []
-        self.pipeline = Pipeline([recording(self.served)])
+        self.pipeline = Pipeline([recording(self.served)], settings=settings)
         self.pipeline.add(self.servicer)
         self.arity = arity
         self._call = getattr(EchoClient(Local(self.pipeline)), arity.method)
@@ -41,8 +43,8 @@ class Echoes:
         return [outcome.code.name for outcome in self.served]
 
 
-@pytest.fixture
-def local(arity: Arity) -> Echoes:
+@pytest_asyncio.fixture
+async def local(arity: Arity) -> Echoes:
     return Echoes(arity)
 
 
@@ -130,6 +132,15 @@ async def test_a_call_that_is_late_from_the_start(local: Echoes) -> None:
     with pytest.raises(DeadlineExceeded):
         await collect(reply)
     assert local.codes == []
+
+
+async def test_a_method_that_takes_too_long(arity: Arity) -> None:
+    """The server's own timeout holds here too."""
+    local = Echoes(arity, ServerSettings(methods={arity.method: ServerMethodSettings(timeout=0.01)}))
+    local.servicer.behave = Blocked(read=None)
+    with pytest.raises(DeadlineExceeded, match="took longer than"):
+        await soon(collect(local.start("a")))
+    assert local.codes == ["DEADLINE_EXCEEDED"]
 
 
 @streaming
