@@ -9,7 +9,7 @@ UV     := 0.13.9
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check generate tools bench faults lock clean
+.PHONY: help setup run test check generate tools bench faults conformance lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,7 +46,7 @@ check: $(READY) ## lint, format, types, layers, generated code
 generate: $(READY) ## make the examples' stubs again
 	@$(BIN)/framework generate protos --out example_services
 
-tools: ## fetch the real engines and clients that tests use (Consul, grpcurl, pyright)
+tools: ## fetch the real engines and clients that tests use (Consul, Envoy, grpcurl, ...)
 	@scripts/tools
 
 bench: $(READY) ## measure (B=name for one)
@@ -55,8 +55,12 @@ bench: $(READY) ## measure (B=name for one)
 faults: $(READY) tools ## break instances and Consul under load, and compare (S=sigstop for some, N=3 times each)
 	@$(BIN)/python -m bench.faults $(S) $(if $(N),--rounds $(N))
 
+conformance: $(READY) ## run Connect's conformance suite against the HTTP side
+	@scripts/tools connectconformance
+	@$(BIN)/python -m pytest -n0 -s tests/http/test_conformance.py
+
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
-	@$</bin/uv pip compile pyproject.toml --extra test --group dev --upgrade --universal --python-version 3.11 \
+	@$</bin/uv pip compile pyproject.toml --extra gateway --extra test --group dev --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-config --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 $(TOOLS)/uv-$(UV):

@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, discovery, start, workers
+from bench import calls, discovery, http, start, workers
 from bench.harness import Row
 
 BENCHES = {
@@ -21,6 +21,7 @@ BENCHES = {
     "picks": discovery.picks,
     "local": discovery.local,
     "consul": discovery.consul,
+    "http": http.http,
     "start": start.start,
     "workers": workers.workers,
 }

@@ -1,0 +1,177 @@
+"""The ASGI application: which protocol a request speaks, and which method it calls.
+
+    app = HttpApp(services, channel.bind)
+
+`bind` gives the handler of a method: a channel's, so that this is a gateway, or that of a service in this process.
+On the path `/package.Service/Method` the content type tells Connect, gRPC-Web and JSON apart; all other paths are REST.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from framework.call import Handler, Method
+from framework.errors import Internal, InvalidArgument, NotFound, RpcError, Unimplemented
+from framework.http import connect, grpc_web
+from framework.http.exchange import Exchange, Gone, Receive, Scope, Send
+from framework.http.headers import Incoming, rest_named, rpc_named
+from framework.http.json import Json
+from framework.http.methods import files_of, http_rule_of
+from framework.http.origins import Origins
+from framework.http.rest import RestRoute, fail
+from framework.http.routes import BadPath, Router
+from framework.http.rpc import RpcMethod
+from framework.http.rules import default_rule, rules_of
+from framework.http.settings import HttpSettings
+from framework.http.status import Details, Headers, HttpError
+from framework.http.websocket import serve_websocket
+from framework.options import method_of
+
+log = logging.getLogger("framework.http")
+
+
+class HttpApp:
+    """An ASGI 3 application.
+
+    Args:
+        services: descriptors of the services, generated or dynamic.
+        bind: gives the handler of a method; called once for each.
+        settings: see HttpSettings.
+
+    Raises:
+        RuleError: an annotation that cannot be served.
+    """
+
+    def __init__(
+        self,
+        services: Iterable[ServiceDescriptor],
+        bind: Callable[[Method[Any, Any]], Handler],
+        settings: HttpSettings | None = None,
+    ) -> None:
+        services = tuple({service.full_name: service for service in services}.values())
+        self.settings = settings or HttpSettings()
+        self.codecs = Json(files_of(services), self.settings.json)
+        self.origins = Origins(self.settings.origins)
+        self.details = Details(service.file.pool for service in services)
+        incoming = Incoming(rest_named(self.settings))
+        routes: list[RestRoute] = []
+        rpc_incoming = Incoming(rpc_named)
+        self.methods: dict[str, RpcMethod] = {}
+        for service in services:
+            for descriptor in service.methods:
+                method = method_of(descriptor)
+                handler = bind(method)
+                self.methods[method.path] = RpcMethod(
+                    method, handler, self.codecs, self.settings, rpc_incoming, self.details
+                )
+                annotation = http_rule_of(descriptor)
+                rules = (default_rule(method), *(() if annotation is None else rules_of(method, annotation)))
+                routes += (RestRoute(r, handler, self.codecs, self.settings, incoming, self.details) for r in rules)
+        self.router = Router(routes)
+        self.routes = tuple(routes)
+        for line in self.router.ambiguous:
+            log.warning("%s", line)
+        for line in self.router.overlaps():
+            log.info("%s", line)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of ASGI."""
+        kind = scope["type"]
+        if kind == "http":
+            if self.settings.origins:
+                send = self.origins.telling(scope, send)
+            exchange = Exchange(scope, receive, send, self.settings, raw_path(scope))
+            with contextlib.suppress(Gone):
+                await self._serve(exchange)
+        elif kind == "websocket":
+            await serve_websocket(self, scope, receive, send)
+        elif kind == "lifespan":
+            await _lifespan(receive, send)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        try:
+            await self._dispatch(exchange)
+        except HttpError as error:
+            await fail(exchange, self.details, error.error, error.status, error.headers)
+        except RpcError as error:
+            await fail(exchange, self.details, error)
+        except Gone:
+            raise
+        except Exception:
+            log.exception("%s %s failed", exchange.http, exchange.path[:200])
+            if exchange.started:
+                raise  # the server breaks the connection off
+            await fail(exchange, self.details, Internal("internal error; its cause stands in the log of the server"))
+
+    async def _dispatch(self, exchange: Exchange) -> None:
+        rpc = self.methods.get(exchange.path)
+        if (said := self.origins.preflight(exchange.http, exchange.headers)) is not None:
+            await exchange.respond(204, said, b"")
+        elif rpc is None:
+            if connect.is_rpc(exchange):
+                await exchange.respond(404, [], b"")
+            else:
+                await self._rest(exchange)
+        elif grpc_web.speaks_grpc_web(exchange):
+            await grpc_web.serve(rpc, exchange)
+        elif connect.speaks_connect(exchange):
+            await connect.serve(rpc, exchange)
+        else:
+            await self._rest(exchange)
+
+    async def _rest(self, exchange: Exchange) -> None:
+        http, path = exchange.http, exchange.path
+        try:
+            found = self.router.find(http, path)
+            if found.route is None and http == "HEAD":
+                found = self.router.find("GET", path)
+        except BadPath as error:
+            raise InvalidArgument(str(error)) from None
+        if found.route is not None:
+            await found.route.serve(exchange, found.values)
+        elif not found.allowed and path != "*":
+            raise NotFound(f"there is nothing at {path[:200]}")
+        else:
+            await self._refuse(exchange, found.allowed)
+
+    async def _refuse(self, exchange: Exchange, allowed: frozenset[str]) -> None:
+        names = set(allowed) | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())
+        allow: Headers = [(b"allow", ", ".join(sorted(names)).encode())]
+        if exchange.http == "OPTIONS":
+            await exchange.respond(204, allow, b"")
+            return
+        told = f"{exchange.http[:20]} is not allowed at {exchange.path[:200]}"
+        raise HttpError(405, Unimplemented(told), allow)
+
+    def __repr__(self) -> str:
+        return f"<HttpApp with {len(self.routes)} routes>"
+
+
+def raw_path(scope: Scope) -> str:
+    """The path as it was sent, without the prefix under which the application is mounted."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        from urllib.parse import quote
+
+        path = quote(scope["path"], safe="/:@!$&'()*+,;=~")
+    else:
+        path = raw.decode("utf-8", "replace")
+    root: str = scope.get("root_path", "")
+    if root and f"{path}/".startswith(f"{root}/"):
+        path = path[len(root) :]
+    return path or "/"
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return

@@ -1,0 +1,70 @@
+"""What is served: services and their HTTP rules from descriptors, generated ones and those of reflection alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
+
+from framework.errors import ConfigError
+
+
+def pool_of(files: descriptor_pb2.FileDescriptorSet) -> descriptor_pool.DescriptorPool:
+    """A pool with the files of a set, which may come in any order.
+
+    Raises:
+        ConfigError: an import is missing, or a file contradicts another.
+    """
+    pool = descriptor_pool.DescriptorPool()
+    waiting = {file.name: file for file in files.file}
+
+    def add(file: descriptor_pb2.FileDescriptorProto) -> None:
+        for name in file.dependency:
+            if name in waiting:
+                add(waiting.pop(name))
+        try:
+            pool.Add(file)
+        except TypeError as error:
+            raise ConfigError(f"{file.name} cannot be used: {' '.join(str(error).split())}") from None
+
+    while waiting:
+        add(waiting.pop(next(iter(waiting))))
+    return pool
+
+
+def services_in(pool: descriptor_pool.DescriptorPool, names: Iterable[str]) -> tuple[ServiceDescriptor, ...]:
+    """The services of these full names.
+
+    Raises:
+        ConfigError: one is not in the pool.
+    """
+    found = []
+    for name in names:
+        try:
+            found.append(pool.FindServiceByName(name))
+        except KeyError:
+            raise ConfigError(f"there is no service {name} in these descriptors") from None
+    return tuple(found)
+
+
+def http_rule_of(method: MethodDescriptor) -> http_pb2.HttpRule | None:
+    """The `google.api.http` annotation of a method, or None."""
+    # Over the wire once: the descriptor may be of a pool that does not know the annotation.
+    options = descriptor_pb2.MethodOptions.FromString(method.GetOptions().SerializeToString())
+    extension: Any = annotations_pb2.http
+    return options.Extensions[extension] if options.HasExtension(extension) else None
+
+
+def files_of(services: Iterable[ServiceDescriptor]) -> tuple[FileDescriptor, ...]:
+    """The files that services are declared in, each once, and those of their messages."""
+    found: dict[str, Any] = {}
+    for service in services:
+        for file in (
+            service.file,
+            *(kind.file for method in service.methods for kind in (method.input_type, method.output_type)),
+        ):
+            found.setdefault(file.name, file)
+    return tuple(found.values())

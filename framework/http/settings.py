@@ -1,0 +1,69 @@
+"""How HTTP is served, beyond what the rules of the methods say."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from framework.errors import ConfigError
+from framework.http.binding import Unknown
+from framework.http.json import JsonOptions
+
+_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """Settings of the application.
+
+    Attributes:
+        max_message: bytes that a message or a whole body may have, after it is unpacked.
+        body_timeout: seconds that the rest of a body may take to arrive, where the whole of it is needed.
+        max_timeout: seconds that a caller may ask for at most; longer ones are cut.
+        unknown_query: `reject` or `ignore` query parameters that are no fields.
+        json: how messages are written as JSON.
+        headers: request headers that become metadata, beside those of `header_prefixes`; lower case.
+        header_prefixes: beginnings of headers that become metadata under their own names.
+        strip_prefix: the beginning of headers that become metadata without it.
+        reply_headers: metadata of replies that become headers under their own names; others get a prefix.
+        origins: of pages in browsers that may call from elsewhere, `https://shop.example`; `*` is every one.
+        compress_above: bytes from which on replies are compressed for clients that accept it.
+        heartbeat: seconds of silence after which a comment is sent on an event stream.
+        retry: seconds after which a client of an event stream is to connect again; None says nothing.
+    """
+
+    max_message: int = 4 << 20
+    body_timeout: float = 30.0
+    max_timeout: float = math.inf
+    unknown_query: Unknown = "reject"
+    json: JsonOptions = field(default_factory=JsonOptions)
+    headers: tuple[str, ...] = (
+        *("authorization", "accept-language", "baggage", "idempotency-key", "if-match", "if-none-match"),
+        *("last-event-id", "traceparent", "tracestate", "user-agent"),
+    )
+    header_prefixes: tuple[str, ...] = ("x-",)
+    strip_prefix: str = "grpc-metadata-"
+    reply_headers: tuple[str, ...] = (
+        *("cache-control", "content-disposition", "content-language", "deprecation", "etag", "last-modified", "link"),
+        *("location", "retry-after", "set-cookie", "sunset", "www-authenticate", "x-request-id"),
+    )
+    origins: tuple[str, ...] = ()
+    compress_above: int = 1024
+    heartbeat: float = 15.0
+    retry: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_message", "body_timeout", "max_timeout", "heartbeat"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"HttpSettings.{name} is {getattr(self, name)!r}; it must be more than 0")
+        if self.unknown_query not in ("reject", "ignore"):
+            raise ConfigError(f"HttpSettings.unknown_query is {self.unknown_query!r}; choose one of reject, ignore")
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(f"HttpSettings.origins: {origin!r} is no origin; write https://shop.example, or *")
+        for name in (*self.headers, *self.header_prefixes, self.strip_prefix, *self.reply_headers):
+            if not _HEADER.fullmatch(name):
+                raise ConfigError(f"HttpSettings: {name!r} is no header; they are written in lower case")
