@@ -4,8 +4,8 @@
 
 What OpenAPI has no word for is told in extensions: `x-grpc` of an operation is the method and how its request is put
 together, `x-itemSchema` is one message of a stream, `x-websocket` a stream that is on the same path as a WebSocket too,
-`x-multi-segment` a path parameter that may hold slashes, `x-additionalOperations` what has another HTTP method than the
-eight of OpenAPI (3.2 has it without the `x-`).
+`x-multi-segment` a path parameter that may hold slashes, `x-methods` the order of a service, and
+`x-additionalOperations` what has another HTTP method than the eight of OpenAPI (3.2 has it without the `x-`).
 
 The same input gives the same text: nothing depends on the moment or on the order of a set.
 
@@ -209,7 +209,13 @@ class _Document:
             components["securitySchemes"] = {name: dict(one) for name, one in self.security.schemes.items()}
             if self.security.required:
                 shown["security"] = _requirements(self.security.required)
-        shown["tags"] = [self.schemas.described(one.full_name, {"name": one.full_name}) for one in self.services]
+        shown["tags"] = [
+            {
+                **self.schemas.described(one.full_name, {"name": one.full_name}),
+                "x-methods": [method.name for method in one.methods],
+            }
+            for one in self.services
+        ]
         return {**shown, "paths": paths, "components": components}
 
     def bindings(self) -> list[_Binding]:
