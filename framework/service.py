@@ -101,6 +101,11 @@ class Service:
         self._pipeline: Pipeline | None = None
 
     @property
+    def servicers(self) -> tuple[Servicer, ...]:
+        """Those it was made with; more may come in the lifespan."""
+        return self._servicers
+
+    @property
     def grpc_server(self) -> DropInServer:
         """For generated code of grpc's own: `add_CatalogServicer_to_server(servicer, service.grpc_server)`."""
         return DropInServer(self._building())

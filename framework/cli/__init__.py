@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
     """What `add_parser` of a command is given."""
 
-COMMANDS = ("new", "generate", "run", "services", "call", "explain")
+COMMANDS = ("new", "generate", "openapi", "run", "services", "call", "explain")
 """The modules of the commands, in the order of the help."""
 
 EXAMPLES = """\

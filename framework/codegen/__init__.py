@@ -8,7 +8,7 @@ protoc compiles and describes the tree in one run, mypy-protobuf types the messa
 from the descriptors. The output is a function of the input: nothing of the machine or the moment gets in.
 
 Reading order: tree (what is on disk), compiler (running the tools), layout (which module is where, and how one imports
-another), messages (`_pb2`), services (`_rpc`).
+another), comments, messages (`_pb2`), services (`_rpc`).
 """
 
 from framework.codegen.compiler import ProtoError

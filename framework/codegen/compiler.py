@@ -53,35 +53,48 @@ def include_paths() -> list[Path]:
 
 def compile_protos(proto_dir: Path, protos: Sequence[str]) -> Compiled:
     """Compile proto files, named relative to their directory."""
-    from google.protobuf import descriptor_pb2
-
-    from framework import options_pb2 as options_pb2  # so that the framework's options are parsed
-
     with tempfile.TemporaryDirectory(prefix="framework-") as temporary:
         folder = Path(temporary)
-        arguments = folder / "arguments"
-        arguments.write_text(
-            "\n".join(
-                [
-                    "-I.",
-                    *(f"-I{path}" for path in include_paths()),
-                    f"--python_out={folder}",
-                    f"--descriptor_set_out={folder / 'descriptors'}",
-                    "--include_imports",
-                    "--include_source_info",
-                    *protos,
-                ]
-            ),
-            encoding="utf-8",
-        )
-        warnings = _protoc(proto_dir, arguments)
-        descriptors = descriptor_pb2.FileDescriptorSet.FromString((folder / "descriptors").read_bytes())
-        files = {file.name: file for file in descriptors.file}
+        files, warnings = _run(proto_dir, protos, folder, f"--python_out={folder}")
         messages = {
             proto: (folder / (protoc_module(proto).replace(".", "/") + ".py")).read_text(encoding="utf-8")
             for proto in protos
         }
     return Compiled(files, messages, _stubs(protos, files), warnings)
+
+
+def describe_protos(proto_dir: Path, protos: Sequence[str]) -> Mapping[str, FileDescriptorProto]:
+    """The descriptions of proto files and of what they import, by name, comments included; no code is made."""
+    with tempfile.TemporaryDirectory(prefix="framework-") as temporary:
+        return _run(proto_dir, protos, Path(temporary))[0]
+
+
+def _run(
+    proto_dir: Path, protos: Sequence[str], folder: Path, *outputs: str
+) -> tuple[dict[str, FileDescriptorProto], tuple[str, ...]]:
+    """Run protoc with its output in a folder; returns the descriptions and the warnings."""
+    from google.protobuf import descriptor_pb2
+
+    from framework import options_pb2 as options_pb2  # so that the framework's options are parsed
+
+    arguments = folder / "arguments"
+    arguments.write_text(
+        "\n".join(
+            [
+                "-I.",
+                *(f"-I{path}" for path in include_paths()),
+                *outputs,
+                f"--descriptor_set_out={folder / 'descriptors'}",
+                "--include_imports",
+                "--include_source_info",
+                *protos,
+            ]
+        ),
+        encoding="utf-8",
+    )
+    warnings = _protoc(proto_dir, arguments)
+    descriptors = descriptor_pb2.FileDescriptorSet.FromString((folder / "descriptors").read_bytes())
+    return {file.name: file for file in descriptors.file}, warnings
 
 
 def _protoc(proto_dir: Path, arguments: Path) -> tuple[str, ...]:

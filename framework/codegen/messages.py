@@ -6,6 +6,7 @@ import keyword
 import re
 from typing import TYPE_CHECKING
 
+from framework.codegen.comments import comments_of
 from framework.codegen.layout import Layout, dotted, import_line, protoc_module
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def message_module(file: FileDescriptorProto, text: str, layout: Layout) -> str:
 
     Left out is the check that refuses a protobuf older than the protoc that wrote the file: the framework's
     requirements hold the range, and with the check two machines inside it could not share their output. The messages
-    get the module they really are in, so they can be pickled.
+    get the module they really are in, so they can be pickled. The comments are added, which descriptors do not have.
     """
     lines = [
         header(file.name),
@@ -47,6 +48,8 @@ def message_module(file: FileDescriptorProto, text: str, layout: Layout) -> str:
         lines.append("")
     body = text[text.index("DESCRIPTOR = ") :]
     body = body.replace(f"DESCRIPTOR, '{protoc_module(file.name)}', ", "DESCRIPTOR, __name__, ")
+    if comments := comments_of(file):
+        body += "\n".join(["__comments__ = {", *(f"  {name!r}: {text!r}," for name, text in comments.items()), "}", ""])
     return "\n".join([*lines, body])
 
 

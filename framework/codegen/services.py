@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.codegen.comments import cleaned
 from framework.codegen.compiler import ProtoError
 from framework.codegen.layout import Layout, identifier, import_line
 from framework.codegen.messages import UNTYPED, header
@@ -274,9 +275,7 @@ class _Writer:
     def docstring(self, indent: str, path: tuple[int, ...], default: str = "") -> bool:
         """Write the comment above a service or method as its docstring; False when there is nothing to write."""
         where = self.comments.get(path)
-        comment = where.leading_comments if where else ""
-        lines = [line.removeprefix(" ").rstrip() for line in comment.strip("\n").splitlines()]
-        text = "\n".join(lines).strip() or default
+        text = cleaned(where.leading_comments if where else "") or default
         if not text:
             return False
         text = text.replace("\\", "\\\\").replace('"""', r"\"\"\"")

@@ -71,7 +71,7 @@ def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
         ProtoError: a proto file has mistakes; the output is left as it was.
         FrameworkError: a directory is missing or empty, or cannot be written to.
     """
-    protos = _protos(proto_dir)
+    protos = protos_in(proto_dir)
     source = Path(os.path.relpath(proto_dir, out)).as_posix()
     manifest = _read_manifest(out)
     known: Mapping[str, Any] = manifest.get(source, {})
@@ -110,9 +110,9 @@ def describe(proto_dir: Path) -> Mapping[str, FileDescriptorProto]:
         ProtoError: a proto file has mistakes.
         FrameworkError: the directory is missing or empty.
     """
-    from framework.codegen.compiler import compile_protos
+    from framework.codegen.compiler import describe_protos
 
-    return compile_protos(proto_dir, _protos(proto_dir)).files
+    return describe_protos(proto_dir, protos_in(proto_dir))
 
 
 def render(proto_dir: Path, protos: Sequence[str], *, root: bool) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -135,8 +135,12 @@ def render(proto_dir: Path, protos: Sequence[str], *, root: bool) -> tuple[dict[
     return texts, compiled.warnings
 
 
-def _protos(proto_dir: Path) -> list[str]:
-    """The proto files of a tree, without copies of those that an installed package provides."""
+def protos_in(proto_dir: Path) -> list[str]:
+    """The proto files of a tree, without copies of those that an installed package provides.
+
+    Raises:
+        FrameworkError: there is no such directory, or nothing in it.
+    """
     from framework.codegen.compiler import include_paths
 
     if not proto_dir.is_dir():

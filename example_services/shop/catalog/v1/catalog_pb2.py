@@ -38,3 +38,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATALOG']._serialized_start=559
   _globals['_CATALOG']._serialized_end=934
 # @@protoc_insertion_point(module_scope)
+__comments__ = {
+  'shop.catalog.v1.BatchGetProductsRequest.ids': 'At most 100.',
+  'shop.catalog.v1.BatchGetProductsResponse.products': 'One for each id, in the order of the ids.',
+  'shop.catalog.v1.Catalog': 'What the shop sells, and for how much.',
+  'shop.catalog.v1.Catalog.BatchGetProducts': 'Several products at once, in the order asked for. NOT_FOUND when one of them does not exist; the details of\nthe error name each that is missing.',
+  'shop.catalog.v1.Catalog.GetProduct': 'One product. NOT_FOUND when nobody sells it.',
+  'shop.catalog.v1.Catalog.ListProducts': 'The products page by page, in the order of their ids.',
+  'shop.catalog.v1.Catalog.SetPrice': 'Change the price of a product.',
+  'shop.catalog.v1.ListProductsRequest.category': 'Only products of this category; empty for all.',
+  'shop.catalog.v1.ListProductsRequest.page_size': 'How many products a page has at most: up to 100, and 20 when it is 0.',
+  'shop.catalog.v1.ListProductsRequest.page_token': '`next_page_token` of the page before; empty for the first.',
+  'shop.catalog.v1.ListProductsResponse.next_page_token': 'What to ask the next page with; empty on the last.',
+  'shop.catalog.v1.Product': 'Something that the shop sells.',
+  'shop.catalog.v1.Product.category': '`lighting`.',
+  'shop.catalog.v1.Product.id': '`p-0001`.',
+  'shop.catalog.v1.Product.name': '`Walnut desk lamp`.',
+  'shop.catalog.v1.Product.price': 'What one costs now.',
+  'shop.catalog.v1.SetPriceRequest.price': 'More than nothing.',
+}

@@ -14,3 +14,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MONEY']._serialized_start=46
   _globals['_MONEY']._serialized_end=92
 # @@protoc_insertion_point(module_scope)
+__comments__ = {
+  'shop.common.v1.Money': 'An amount of money, exact to the smallest unit of its currency.',
+  'shop.common.v1.Money.currency': 'ISO 4217: `EUR`.',
+  'shop.common.v1.Money.minor_units': 'In the smallest unit: 1999 is 19.99 EUR. Never a fraction, so sums are exact.',
+}

@@ -47,3 +47,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVENTORY']._serialized_start=811
   _globals['_INVENTORY']._serialized_end=1261
 # @@protoc_insertion_point(module_scope)
+__comments__ = {
+  'shop.inventory.v1.CheckStockRequest.product_ids': 'A product that the warehouse has never had counts as none available.',
+  'shop.inventory.v1.CheckStockResponse.stock': 'One for each product, in the order asked for.',
+  'shop.inventory.v1.Inventory': 'What is in the warehouse, and what of it is promised to somebody.',
+  'shop.inventory.v1.Inventory.CheckStock': 'How many of each product can be sold now.',
+  'shop.inventory.v1.Inventory.ReceiveStock': "Book a lorry's load, one message per pallet. Counts when all of it has arrived: an upload that breaks off\nchanges nothing.",
+  'shop.inventory.v1.Inventory.Release': 'Put the goods of a reservation back. Safe to repeat.\n\nAn id that was never reserved counts as released from then on: a Reserve that was overtaken by its own\nRelease comes too late, and is refused.',
+  'shop.inventory.v1.Inventory.Reserve': 'Take goods off the shelf for an order: all lines or none. FAILED_PRECONDITION when there are too few; the\ndetails name each product that is short.\n\nThe id makes it safe to repeat: the same reservation is returned and nothing is taken twice.',
+  'shop.inventory.v1.Inventory.WatchStock': 'The stock of some products: at once, and again whenever it changes.',
+  'shop.inventory.v1.Item': 'Some of one product.',
+  'shop.inventory.v1.Item.quantity': 'At least 1.',
+  'shop.inventory.v1.Pallet': 'Some of one product, as it comes off the lorry.',
+  'shop.inventory.v1.Pallet.quantity': 'At least 1.',
+  'shop.inventory.v1.ReceiveStockResponse.pallets': 'How many pallets were booked.',
+  'shop.inventory.v1.ReceiveStockResponse.pieces': 'How many pieces were on them.',
+  'shop.inventory.v1.Reservation': 'Goods that are kept for an order.',
+  'shop.inventory.v1.Reservation.State.HELD': 'The goods are off the shelf.',
+  'shop.inventory.v1.Reservation.State.RELEASED': 'The goods are back on the shelf, for good.',
+  'shop.inventory.v1.ReserveRequest.items': 'At least one.',
+  'shop.inventory.v1.ReserveRequest.reservation_id': 'Chosen by the caller, and used for one order only.',
+  'shop.inventory.v1.Stock': 'How many of a product can be sold.',
+  'shop.inventory.v1.Stock.available': 'On the shelf and promised to nobody.',
+  'shop.inventory.v1.WatchStockRequest.product_ids': 'At least one.',
+}

@@ -34,3 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTS']._serialized_start=544
   _globals['_PAYMENTS']._serialized_end=808
 # @@protoc_insertion_point(module_scope)
+__comments__ = {
+  'shop.payments.v1.ChargeRequest.amount': 'More than nothing.',
+  'shop.payments.v1.ChargeRequest.card': 'What the wallet calls the card. Try `card-declined`.',
+  'shop.payments.v1.ChargeRequest.idempotency_key': 'Chosen by the caller, the same for every attempt of one purchase.',
+  'shop.payments.v1.Payment': 'Money that a customer paid, or tried to.',
+  'shop.payments.v1.Payment.State.CHARGED': 'The money is here.',
+  'shop.payments.v1.Payment.State.DECLINED': 'The card was refused; no money has moved.',
+  'shop.payments.v1.Payment.State.REFUNDED': 'The money was here and is back.',
+  'shop.payments.v1.Payments': 'Takes money, and gives it back.',
+  'shop.payments.v1.Payments.Charge': 'Charge a card. FAILED_PRECONDITION when the card is declined.\n\nThe idempotency key makes it safe to repeat: the same key is the same payment, and money moves once,\nwhatever is lost on the way. ALREADY_EXISTS when the key was used for something else before.',
+  'shop.payments.v1.Payments.GetPayment': 'One payment. NOT_FOUND when there is none of that id.',
+  'shop.payments.v1.Payments.Refund': 'Give all the money of a payment back. Safe to repeat.',
+  'shop.payments.v1.RefundRequest.id': "The payment's id.",
+}
