@@ -43,6 +43,7 @@ from framework.parsing import (
     text,
 )
 from framework.policy import NO_LIMITER, ClientSettings, KeepaliveSettings, LimiterSettings
+from framework.web import GatewaySettings, WebSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class ServerSettings(Table):
         workers: processes that serve; "auto" is one for each CPU that can be used.
         connection_age: seconds after which a client of one of several workers is told to connect anew, so that every
             worker gets its share, and one that leaves loses no call.
+        http: HTTP beside gRPC, on the same host; without a port there is none.
         methods: what differs for single methods, by name.
     """
 
@@ -125,6 +127,7 @@ class ServerSettings(Table):
     drain: Drain = table(Drain(), Drain)
     workers: int | Literal["auto"] = setting(1, _workers)
     connection_age: float = setting(30.0, _age)
+    http: WebSettings = table(WebSettings(), WebSettings)
     methods: Mapping[str, ServerMethodSettings] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -184,6 +187,7 @@ class Settings:
         server: the server of this process.
         client: the client settings of every service not named in `clients`.
         clients: settings by service name, complete.
+        gateway: what `framework gateway` does; it drains as `server` says.
         source: where they were read from; None for settings made in code.
     """
 
@@ -191,6 +195,7 @@ class Settings:
     server: ServerSettings = ServerSettings()
     client: ClientSettings = ClientSettings()
     clients: Mapping[str, ClientSettings] = field(default_factory=lambda: MappingProxyType({}))
+    gateway: GatewaySettings = GatewaySettings()
     source: Source | None = field(default=None, compare=False, repr=False)
 
     def client_for(self, service: str) -> ClientSettings:
@@ -228,7 +233,7 @@ class Settings:
 
     @classmethod
     def _from_tables(cls, tables: Mapping[str, Any], variables: Sequence[_Variable]) -> Settings:
-        known = {"registry": None, "server": None, "client": None}
+        known = {"registry": None, "server": None, "client": None, "gateway": None}
         for name in tables:
             if name not in known:
                 raise ConfigError(f"{name} is not a setting.{suggest(name, known)}")
@@ -249,6 +254,7 @@ class Settings:
                 name: ClientSettings.parse(table, f"client.{name}", client, over=over)
                 for name, table in services.items()
             },
+            gateway=over(GatewaySettings.parse(tables.get("gateway", {}), "gateway")),
         )
 
 
@@ -262,14 +268,21 @@ class _Variable:
     value: Any
 
 
+_PREFIXES: Mapping[str, type[Table]] = {
+    "FRAMEWORK_SERVER_": ServerSettings,
+    "FRAMEWORK_CLIENT_": ClientSettings,
+    "FRAMEWORK_GATEWAY_": GatewaySettings,
+}
+
+
 def _variables_in(environ: Mapping[str, str]) -> Iterator[_Variable]:
     known = {
         prefix + "_".join(path).upper(): (kind, path, f)
-        for kind, prefix in ((ServerSettings, "FRAMEWORK_SERVER_"), (ClientSettings, "FRAMEWORK_CLIENT_"))
+        for prefix, kind in _PREFIXES.items()
         for path, f in leaves(kind)
     }
     for name, value in environ.items():
-        if not name.startswith(("FRAMEWORK_SERVER_", "FRAMEWORK_CLIENT_")):
+        if not name.startswith(tuple(_PREFIXES)):
             continue
         if name not in known:  # a misspelt variable would be ignored without a word
             raise ConfigError(f"{name} in the environment is not a setting.{suggest(name, known)}")
