@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import ServiceDescriptor
 
 from framework.call import Handler, Method
 from framework.errors import Internal, InvalidArgument, NotFound, RpcError, Unimplemented
 from framework.http import connect, grpc_web
-from framework.http.exchange import Exchange, Gone, Receive, Scope, Send
+from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Send
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
 from framework.http.methods import files_of, http_rule_of
@@ -34,6 +34,9 @@ from framework.options import method_of
 
 log = logging.getLogger("framework.http")
 
+Guard: TypeAlias = Callable[[Scope, Method[Any, Any] | None], Awaitable[None]]
+"""Lets a request to a method pass, or to none when there is nothing at its path; raises the RpcError to answer with."""
+
 
 class HttpApp:
     """An ASGI 3 application.
@@ -42,6 +45,8 @@ class HttpApp:
         services: descriptors of the services, generated or dynamic.
         bind: gives the handler of a method; called once for each.
         settings: see HttpSettings.
+        guard: is asked before anything of a request is read but its head.
+        live: the calls in flight; shared by applications that take over from each other.
 
     Raises:
         RuleError: an annotation that cannot be served.
@@ -52,26 +57,35 @@ class HttpApp:
         services: Iterable[ServiceDescriptor],
         bind: Callable[[Method[Any, Any]], Handler],
         settings: HttpSettings | None = None,
+        *,
+        guard: Guard | None = None,
+        live: set[Conduct] | None = None,
     ) -> None:
         services = tuple({service.full_name: service for service in services}.values())
         self.settings = settings or HttpSettings()
-        self.codecs = Json(files_of(services), self.settings.json)
         self.origins = Origins(self.settings.origins)
+        self.guard = guard
+        self.live = set() if live is None else live
+        pools: dict[Any, list[ServiceDescriptor]] = {}
+        for service in services:
+            pools.setdefault(service.file.pool, []).append(service)
+        self.codecs = {pool: Json(files_of(those), self.settings.json) for pool, those in pools.items()}
         self.details = Details(service.file.pool for service in services)
         incoming = Incoming(rest_named(self.settings))
         routes: list[RestRoute] = []
         rpc_incoming = Incoming(rpc_named)
         self.methods: dict[str, RpcMethod] = {}
         for service in services:
+            codecs = self.codecs[service.file.pool]
             for descriptor in service.methods:
                 method = method_of(descriptor)
                 handler = bind(method)
                 self.methods[method.path] = RpcMethod(
-                    method, handler, self.codecs, self.settings, rpc_incoming, self.details
+                    method, handler, codecs, self.settings, rpc_incoming, self.details
                 )
                 annotation = http_rule_of(descriptor)
                 rules = (default_rule(method), *(() if annotation is None else rules_of(method, annotation)))
-                routes += (RestRoute(r, handler, self.codecs, self.settings, incoming, self.details) for r in rules)
+                routes += (RestRoute(r, handler, codecs, self.settings, incoming, self.details) for r in rules)
         self.router = Router(routes)
         self.routes = tuple(routes)
         for line in self.router.ambiguous:
@@ -85,7 +99,7 @@ class HttpApp:
         if kind == "http":
             if self.settings.origins:
                 send = self.origins.telling(scope, send)
-            exchange = Exchange(scope, receive, send, self.settings, raw_path(scope))
+            exchange = Exchange(scope, receive, send, self.settings, raw_path(scope), self.live)
             with contextlib.suppress(Gone):
                 await self._serve(exchange)
         elif kind == "websocket":
@@ -118,11 +132,20 @@ class HttpApp:
             else:
                 await self._rest(exchange)
         elif grpc_web.speaks_grpc_web(exchange):
-            await grpc_web.serve(rpc, exchange)
+            await self._guarded(grpc_web, rpc, exchange)
         elif connect.speaks_connect(exchange):
-            await connect.serve(rpc, exchange)
+            await self._guarded(connect, rpc, exchange)
         else:
             await self._rest(exchange)
+
+    async def _guarded(self, protocol: Any, rpc: RpcMethod, exchange: Exchange) -> None:
+        if self.guard is not None:
+            try:
+                await self.guard(exchange.scope, rpc.method)
+            except RpcError as error:
+                await protocol.refuse(rpc, exchange, error)
+                return
+        await protocol.serve(rpc, exchange)
 
     async def _rest(self, exchange: Exchange) -> None:
         http, path = exchange.http, exchange.path
@@ -132,6 +155,8 @@ class HttpApp:
                 found = self.router.find("GET", path)
         except BadPath as error:
             raise InvalidArgument(str(error)) from None
+        if self.guard is not None:
+            await self.guard(exchange.scope, None if found.route is None else found.route.rule.method)
         if found.route is not None:
             await found.route.serve(exchange, found.values)
         elif not found.allowed and path != "*":

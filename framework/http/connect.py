@@ -27,7 +27,7 @@ from framework.http.rpc import (
     known_encoding,
     received,
 )
-from framework.http.status import HTTP_STATUS, Details, Headers, HttpError, packed, text
+from framework.http.status import HTTP_STATUS, Details, Headers, HttpError, packed, retry_after, text
 
 END_STREAM = 0x02
 VERSION = b"connect-protocol-version"
@@ -109,6 +109,16 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
         await _fail(rpc, exchange, error, None)
 
 
+async def refuse(rpc: RpcMethod, exchange: Exchange, error: RpcError) -> None:
+    """Answer a request with an error, before it is looked at."""
+    kind = base_type(exchange.headers.get(b"content-type", b""))
+    if kind not in STREAM:
+        await _fail(rpc, exchange, error, None)
+        return
+    await exchange.start(200, [(b"content-type", kind)], pack=False)
+    await exchange.finish(frame(END_STREAM, text({"error": error_json(error, rpc.details)})))
+
+
 def _safe(rpc: RpcMethod) -> bool:
     return rpc.method.idempotency is Idempotency.NO_SIDE_EFFECTS and not rpc.streaming
 
@@ -172,6 +182,8 @@ async def _fail(
     trailer = error.metadata or (call.trailer if call is not None else ())
     sent: Headers = [(b"content-type", b"application/json"), *headers]
     sent += _metadata(call.header if call is not None else (), trailer)
+    if error.details:
+        sent += retry_after(error)
     shown = text(error_json(error, rpc.details))
     await exchange.respond(HTTP_STATUS[error.code] if status is None else status, sent, shown)
 

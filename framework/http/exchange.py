@@ -40,12 +40,17 @@ class Gone(Exception):
 
 
 class Inbox:
-    """What the client sends: the parts of the body, and that it has gone."""
+    """What the client sends: the parts of the body, and that it has gone.
 
-    __slots__ = ("_ahead", "_on_gone", "_reading", "_receive", "complete", "gone")
+    Attributes:
+        live: the calls in flight, of all clients.
+    """
 
-    def __init__(self, receive: Receive) -> None:
+    __slots__ = ("_ahead", "_on_gone", "_reading", "_receive", "complete", "gone", "live")
+
+    def __init__(self, receive: Receive, live: set[Conduct]) -> None:
         self._receive = receive
+        self.live = live
         self._ahead: asyncio.Task[MutableMapping[str, Any]] | None = None
         self._reading = False
         self._on_gone: Callable[[], None] | None = None
@@ -122,14 +127,16 @@ class Exchange:
         "started",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: HttpSettings, path: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, settings: HttpSettings, path: str, live: set[Conduct]
+    ) -> None:
         self.scope = scope
         self.settings = settings
         self.http: str = scope["method"]
         self.path = path
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.inbox = Inbox(receive)
+        self.inbox = Inbox(receive, live)
         self.started = False
         self._send = send
         self._head = self.http == "HEAD"
@@ -328,6 +335,7 @@ class Conduct:
         if call.deadline is not None:
             self._timers.append(self._loop.call_at(call.deadline, self._expire))
         self._timers.append(self._loop.call_later(PATIENCE, self._look))
+        self._inbox.live.add(self)
         try:
             result = await work(*args, **kwargs)
             self._check()
@@ -340,9 +348,19 @@ class Conduct:
         finally:
             for timer in self._timers:
                 timer.cancel()
+            self._inbox.live.discard(self)
             self._inbox.close()
         call.end(OK)
         return result
+
+    @property
+    def streams(self) -> bool:
+        """The call is one that may last."""
+        return self._call.method.client_streaming or self._call.method.server_streaming
+
+    def expel(self, error: RpcError) -> None:
+        """End the call from outside with this error; the client is told."""
+        self._stop(error)
 
     def _check(self) -> None:
         """The work may have swallowed that it was cancelled."""

@@ -66,6 +66,15 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
     await converse(rpc, exchange, coding, requests, timeout, dialect)
 
 
+async def refuse(rpc: RpcMethod, exchange: Exchange, error: RpcError) -> None:
+    """Answer a request with an error, before it is looked at."""
+    kind = base_type(exchange.headers.get(b"content-type", b""))
+    _, as_text = _TYPES.get(kind, ("proto", False))
+    await exchange.start(200, [(b"content-type", kind)], pack=False)
+    last = _end(None, error)
+    await exchange.finish(base64.b64encode(last) if as_text else last)
+
+
 def _end(call: Call | None, error: RpcError | None) -> bytes:
     lines = [b"grpc-status: %d" % (0 if error is None else error.code)]
     if error is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 
 from framework.errors import ConfigError
 from framework.http.binding import Unknown
 from framework.http.json import JsonOptions
+from framework.web import WebSettings
 
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 
@@ -67,3 +69,16 @@ class HttpSettings:
         for name in (*self.headers, *self.header_prefixes, self.strip_prefix, *self.reply_headers):
             if not _HEADER.fullmatch(name):
                 raise ConfigError(f"HttpSettings: {name!r} is no header; they are written in lower case")
+
+    @classmethod
+    def of(cls, web: WebSettings) -> HttpSettings:
+        """What a settings file says."""
+        return cls(
+            max_message=web.limits.body,
+            body_timeout=web.limits.body_timeout,
+            max_timeout=web.max_timeout,
+            unknown_query=web.unknown_query,
+            json=JsonOptions(**{f.name: getattr(web.json, f.name) for f in fields(web.json)}),
+            compress_above=sys.maxsize if web.compress_above is None else web.compress_above,
+            heartbeat=web.heartbeat,
+        )

@@ -67,13 +67,15 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
         found = _route(app, raw_path(scope))
         route = found.route
         assert route is not None
+        if app.guard is not None:
+            await app.guard(scope, route.rule.method)
         preset = route.binder.preset(found.values, scope["query_string"])
         timeout = timeout_of(headers, app.settings.max_timeout)
     except RpcError as error:
         await _deny(app, scope, send, error)
         return
     await send({"type": "websocket.accept"})
-    socket = Socket(receive, app.settings.max_message)
+    socket = Socket(receive, app.settings.max_message, app.live)
     requests = SocketRequests(route, preset, socket)
     loop = asyncio.get_running_loop()
     client = scope.get("client")
@@ -140,7 +142,7 @@ async def _run(route: RestRoute, call: Call, requests: SocketRequests, send: Sen
 class Socket(Inbox):
     """What the client sends on a WebSocket: a frame is a part, and an empty one the end."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
+    def __init__(self, receive: Receive, limit: int, live: set[Conduct]) -> None:
         async def told() -> MutableMapping[str, Any]:
             message = await receive()
             if message["type"] == "websocket.disconnect":
@@ -149,7 +151,7 @@ class Socket(Inbox):
             body = message.get("bytes") or b"" if sent is None else sent.encode("utf-8", "replace")
             return {"type": "http.request", "body": body, "more_body": bool(body)}
 
-        super().__init__(told)
+        super().__init__(told, live)
         self._limit = limit
 
     async def frame(self) -> bytes | None:
