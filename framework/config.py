@@ -195,7 +195,7 @@ class Settings:
     server: ServerSettings = ServerSettings()
     client: ClientSettings = ClientSettings()
     clients: Mapping[str, ClientSettings] = field(default_factory=lambda: MappingProxyType({}))
-    gateway: GatewaySettings = GatewaySettings()
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
     source: Source | None = field(default=None, compare=False, repr=False)
 
     def client_for(self, service: str) -> ClientSettings:

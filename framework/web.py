@@ -59,7 +59,7 @@ def words(pattern: re.Pattern[str], what: str) -> Parse:
 
 def networks(value: Any, where: str) -> tuple[str, ...]:
     """Addresses and networks, `10.0.0.0/8`."""
-    found = words(re.compile(r"\S+"), "network")(value, where)
+    found: tuple[str, ...] = words(re.compile(r"\S+"), "network")(value, where)
     for one in found:
         try:
             ipaddress.ip_network(one)
@@ -94,7 +94,9 @@ class CorsSettings(Table):
     def __post_init__(self) -> None:
         super(CorsSettings, self).__post_init__()
         if self.credentials and "*" in self.origins:
-            raise ConfigError('cors.credentials with the origin "*" would let every page act for the user; name origins')
+            raise ConfigError(
+                'cors.credentials with the origin "*" would let every page act for the user; name origins'
+            )
 
 
 @dataclass(frozen=True, slots=True)

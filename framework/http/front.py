@@ -1,0 +1,157 @@
+"""What stands before every HttpApp: request ids, forwarded headers, CORS, and pages of its own.
+
+The application behind it can be replaced while requests are served; each is finished by the one that it began with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from framework.errors import PermissionDenied
+from framework.http.admission import CLIENT
+from framework.http.cors import Cors
+from framework.http.exchange import Receive, Scope, Send
+from framework.http.forwarded import Proxies
+from framework.http.status import Headers, text
+from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.interceptors.request_id import new_request_id
+from framework.web import WebSettings
+
+ID = REQUEST_ID.encode()
+_ID = re.compile(rb"[!-~]{1,128}")
+_FORWARDED = frozenset(
+    (b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"forwarded", b"x-real-ip")
+)
+
+App: TypeAlias = Callable[[Scope, Receive, Send], Any]
+Page: TypeAlias = Callable[[], tuple[int, bytes, bytes]]
+"""Status, content type and body of a page."""
+
+
+class Front:
+    """An ASGI 3 application before another.
+
+    Args:
+        app: the other one; may be replaced at any time.
+        settings: of CORS and trusted proxies.
+        pages: what is answered to GET of a path, before the application is asked.
+    """
+
+    def __init__(self, app: App, settings: WebSettings, pages: Mapping[str, Page] | None = None) -> None:
+        self.app = app
+        self.pages = dict(pages or {})
+        self._cors = Cors(settings.cors)
+        self._proxies = Proxies(settings.trusted)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of ASGI."""
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        origin, request_id = self._read(scope)
+        if kind == "websocket":
+            if origin is not None and not self._same(scope, origin) and not self._cors.allows(origin):
+                await receive()
+                await _deny(send, _foreign(origin))
+                return
+            await self.app(scope, receive, send)
+            return
+        if origin is not None and scope["method"] == "OPTIONS":
+            asked = dict(scope["headers"])
+            if b"access-control-request-method" in asked:
+                await self._answer_preflight(origin, asked.get(b"access-control-request-headers"), send)
+                return
+        page = self.pages.get(scope["path"])
+        if page is not None and scope["method"] in ("GET", "HEAD"):
+            status, content_type, body = page()
+            await _respond(send, status, [(b"content-type", content_type), (b"cache-control", b"no-store")], body)
+            return
+        cors = self._cors.headers(origin)
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"]
+                for key, _ in headers:
+                    if key == ID:
+                        break
+                else:
+                    headers.append((ID, request_id))
+                headers += cors
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+    def _read(self, scope: Scope) -> tuple[bytes | None, bytes]:
+        """Origin and request id; headers that are not believed are taken out, and an id is put in where one lacks."""
+        origin = request_id = None
+        forwarded: list[bytes] = []
+        told = wrong = False
+        for key, value in scope["headers"]:
+            if key == b"origin":
+                origin = value
+            elif key == ID:
+                if request_id is None and _ID.fullmatch(value):
+                    request_id = value
+                else:
+                    wrong = True
+            elif key in _FORWARDED:
+                told = True
+                if key == b"x-forwarded-for":
+                    forwarded.append(value)
+        peer = scope["client"][0] if scope.get("client") else ""
+        if told:
+            if self._proxies.trusts(peer):
+                scope[CLIENT] = self._proxies.client(peer, b",".join(forwarded).decode("latin-1"))
+                told = False
+            else:
+                wrong = True
+        if wrong:
+            seen: set[bytes] = set()
+            headers = []
+            for key, value in scope["headers"]:
+                if key == ID:
+                    if value != request_id or key in seen:
+                        continue
+                    seen.add(key)
+                if not (told and key in _FORWARDED):
+                    headers.append((key, value))
+            scope["headers"] = headers
+        if request_id is None:
+            request_id = new_request_id().encode()
+            scope["headers"].append((ID, request_id))
+        return origin, request_id
+
+    def _same(self, scope: Scope, origin: bytes) -> bool:
+        """The page comes from here. Browsers send no preflight for a WebSocket, so its origin is looked at."""
+        host = next((value for key, value in scope["headers"] if key == b"host"), b"")
+        return origin.partition(b"://")[2].lower() == host.lower()
+
+    async def _answer_preflight(self, origin: bytes, asked: bytes | None, send: Send) -> None:
+        if self._cors.allows(origin):
+            await _respond(send, 204, self._cors.preflight(origin, asked), b"")
+            return
+        error = _foreign(origin)
+        body = text({"code": int(error.code), "message": error.message})
+        await _respond(send, 403, [(b"content-type", b"application/json"), *self._cors.headers(origin)], body)
+
+
+def _foreign(origin: bytes) -> PermissionDenied:
+    shown = origin[:100].decode("latin-1")
+    return PermissionDenied(f"pages of {shown} may not call here (`cors.origins` in the settings)")
+
+
+async def _respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    if status != 204:
+        headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _deny(send: Send, error: PermissionDenied) -> None:
+    body = text({"code": int(error.code), "message": error.message})
+    headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "websocket.http.response.start", "status": 403, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

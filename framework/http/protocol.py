@@ -1,0 +1,148 @@
+"""uvicorn's HTTP/1.1 protocol, with the limits that it lacks: how long a request's head may take, and be.
+
+A client that sends its head slowly, or nothing at all, would hold a connection for ever, and one that never ends a
+header would fill the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from framework.web import HttpLimits
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. `limited` makes a class of it that knows the limits.
+
+        state     what arrives                   becomes
+        HEAD      a part of a head               HEAD; too much of it is answered with 431, too late with 408
+        HEAD      the end of the head            served; the timer stops
+        served    the next head                  HEAD
+        any       a connection too many          closed, with 503
+
+    The timer runs from the connection on, and from the first bytes of a head that did not come in one piece.
+    """
+
+    limits = HttpLimits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._size = 0
+        self._part = 0
+        self._over = False  # answered for good, or no longer HTTP
+        self._leaving = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, b"there are too many connections; try again later")
+            return
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._over:
+            return
+        self._part = len(data)
+        if self._in_head:
+            self._size += len(data)
+        super().data_received(data)
+        self._received()
+
+    def _received(self) -> None:
+        if self._over:
+            return
+        if self._in_head and self._size > self.limits.header:
+            self._refuse_large()
+        elif self._timer is None and (self._in_head or self._idle):
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        if not self._in_head:
+            self._in_head = True
+            self._size = self._part
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        if self._size > self.limits.header:  # with what came behind the head in the same piece
+            head = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if head > self.limits.header:
+                self._refuse_large()
+                return
+        super().on_headers_complete()
+        if self._leaving and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close when nothing is being answered or asked, and after the next answer at the latest."""
+        self._leaving = True
+        if not (self._idle and self._in_head and self._size):
+            super().shutdown()
+
+    @property
+    def _idle(self) -> bool:
+        """No request is being served."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def on_body(self, body: bytes) -> None:
+        if not self._over:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._over:
+            super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._over = True
+        self._stop_timer()
+        super().handle_websocket_upgrade()
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.limits.head_timeout, self._late)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self._idle:
+            self._start_timer()  # a head behind a request that is still served
+        elif self._size:
+            self._refuse(408, b"the head of the request did not arrive in time")
+        else:
+            self._over = True
+            self.transport.close()
+
+    def _refuse_large(self) -> None:
+        self._refuse(431, b"the head of the request is larger than %d bytes" % self.limits.header)
+
+    def _refuse(self, status: int, message: bytes) -> None:
+        """Answer and close; when a request is being served, only close."""
+        self._over = True
+        self._stop_timer()
+        if self._idle:
+            body = b'{"code":8,"message":"%s"}' % message
+            self.transport.write(
+                b"%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+                % (STATUS_LINE[status], len(body), body)
+            )
+        self.transport.close()
+
+
+def limited(limits: HttpLimits) -> type[LimitedProtocol]:
+    """The protocol with these limits."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})
