@@ -15,19 +15,16 @@ import contextlib
 import dataclasses
 import inspect
 import logging
-import os
 import re
-import signal
 import socket
 import sys
-import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
 from framework.call import Interceptor
-from framework.config import QUICK_DRAIN, Drain, ServerSettings, Settings, active
+from framework.config import Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
 from framework.errors import ConfigError, FrameworkError, mistakes
@@ -36,13 +33,11 @@ from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
 from framework.server.servicer import Servicer
+from framework.signals import serve_until_signal
 from framework.workers.supervisor import Supervisor
 from framework.workers.worker import Worker
 
 log = logging.getLogger("framework")
-
-AT_ONCE = 0.5
-"""Seconds that a second signal leaves for closing what can be closed."""
 
 Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
 
@@ -208,48 +203,13 @@ class Service:
             interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
         """
         settings = settings or self.settings or Settings.load()
-        interactive = sys.stderr.isatty() if interactive is None else interactive
-        loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        task = asyncio.current_task()
-        assert task is not None
-        received: list[signal.Signals] = []
-        serving = False
 
-        def on_signal(number: signal.Signals) -> None:
-            received.append(number)
-            if len(received) > 1:
-                log.warning("%s stops at once", self.name)
-                _exit_soon(128 + number)
-                task.cancel()
-            elif serving:
-                stopping.set()
-            else:
-                log.info("%s stops before it serves", self.name)
-                task.cancel()
+        def stopping(server: Server, drain: Drain) -> None:
+            server.settings = dataclasses.replace(server.settings, drain=drain)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number)
-        try:
-            async with self.running(settings) as server:
-                serving = True
-                await stopping.wait()
-                drain = QUICK_DRAIN if interactive and received[0] is signal.SIGINT else settings.server.drain
-                server.settings = dataclasses.replace(server.settings, drain=drain)
-                log.info(
-                    "%s drains: it accepts for %g s more, then calls have %g s and streams %g s",
-                    self.name,
-                    drain.delay,
-                    drain.grace,
-                    drain.streams,
-                )
-        except asyncio.CancelledError:
-            if not received:
-                raise
-            task.uncancel()
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+        await serve_until_signal(
+            self.name, self.running(settings), stopping, settings.server.drain, interactive=interactive
+        )
 
     def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
         """Serve until a signal, as the settings say: in this process, or in workers of it.
@@ -290,13 +250,6 @@ class Service:
 
     def __repr__(self) -> str:
         return f"<Service {self.name}>"
-
-
-def _exit_soon(code: int) -> None:
-    """End the process in a moment, whatever threads and tasks that do not listen still do."""
-    timer = threading.Timer(AT_ONCE, os._exit, (code,))
-    timer.daemon = True
-    timer.start()
 
 
 def run_until_complete(coroutine: Any) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
     """What `add_parser` of a command is given."""
 
-COMMANDS = ("new", "generate", "openapi", "run", "services", "call", "explain")
+COMMANDS = ("new", "generate", "openapi", "run", "gateway", "services", "call", "explain")
 """The modules of the commands, in the order of the help."""
 
 EXAMPLES = """\
@@ -28,6 +28,7 @@ examples:
   framework new hello                              a project that runs and passes its tests
   framework generate protos --out src              typed stubs; --check in CI
   framework run shop.catalog:service               serve until Ctrl-C
+  framework gateway --port 8080                    HTTP in front of what is registered
   framework services --watch                       who is there
   framework call shop.catalog.v1.Catalog/GetProduct '{"id": "p1"}'
   framework explain shop.catalog.v1.Catalog/GetProduct

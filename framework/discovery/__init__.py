@@ -7,7 +7,7 @@ and `lease_file` (the default: one SQLite file), `consul_terms` and `consul`, `s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
@@ -125,6 +125,13 @@ class Registry(Protocol):
 
     async def services(self) -> Mapping[str, Snapshot]:
         """Every registered service with its healthy instances.
+
+        Raises:
+            ConfigError: the registry cannot be reached.
+        """
+
+    async def names(self) -> Iterable[str]:
+        """The names of every registered service; cheaper than `services`, and one without instances may be among them.
 
         Raises:
             ConfigError: the registry cannot be reached.

@@ -18,7 +18,7 @@ import os
 import random
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -100,6 +100,13 @@ class ConsulRegistry:
         try:
             names = await self._agent.services()
             return {name: MappingProxyType((await self._agent.health(name))[1]) for name in names}
+        except _Trouble as trouble:
+            raise self._advice(trouble, "list services", "service:read and node:read") from trouble
+
+    async def names(self) -> Iterable[str]:
+        """The names of every service but Consul itself. Raises ConfigError like `services`."""
+        try:
+            return await self._agent.services()
         except _Trouble as trouble:
             raise self._advice(trouble, "list services", "service:read and node:read") from trouble
 

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -104,6 +104,10 @@ class LocalRegistry:
             ConfigError: the file cannot be made or read.
         """
         return await self._do(self._worker.services)
+
+    async def names(self) -> Iterable[str]:
+        """The names of every service. Raises ConfigError like `services`."""
+        return tuple(await self.services())
 
     async def aclose(self) -> None:
         """End watches, deregister what is still registered, and end the thread."""

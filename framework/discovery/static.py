@@ -44,6 +44,10 @@ class StaticRegistry:
         """Nothing: the list does not say which services are behind it."""
         return {}
 
+    async def names(self) -> Iterable[str]:
+        """None, as `services`."""
+        return ()
+
     def instances(self, service: str) -> Snapshot:
         """The list, as instances of this service."""
         return {address: Instance(address, service, address) for address in self.addresses}

@@ -47,6 +47,7 @@ class HttpApp:
         settings: see HttpSettings.
         guard: is asked before anything of a request is read but its head.
         live: the calls in flight; shared by applications that take over from each other.
+        report: log rules that are never used, or match some of what others do.
 
     Raises:
         RuleError: an annotation that cannot be served.
@@ -60,6 +61,7 @@ class HttpApp:
         *,
         guard: Guard | None = None,
         live: set[Conduct] | None = None,
+        report: bool = True,
     ) -> None:
         services = tuple({service.full_name: service for service in services}.values())
         self.settings = settings or HttpSettings()
@@ -88,9 +90,9 @@ class HttpApp:
                 routes += (RestRoute(r, handler, codecs, self.settings, incoming, self.details) for r in rules)
         self.router = Router(routes)
         self.routes = tuple(routes)
-        for line in self.router.ambiguous:
+        for line in self.router.ambiguous if report else ():
             log.warning("%s", line)
-        for line in self.router.overlaps():
+        for line in self.router.overlaps() if report else ():
             log.info("%s", line)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -30,6 +30,24 @@ Page: TypeAlias = Callable[[], tuple[int, bytes, bytes]]
 """Status, content type and body of a page."""
 
 
+def health_pages(unready: Callable[[], str]) -> dict[str, Page]:
+    """`/healthz`, which says that the process lives, and `/readyz`, which says whether calls should come.
+
+    Args:
+        unready: why they should not; empty when they should.
+    """
+
+    def healthz() -> tuple[int, bytes, bytes]:
+        return 200, b"application/json", b'{"status":"SERVING"}'
+
+    def readyz() -> tuple[int, bytes, bytes]:
+        if reason := unready():
+            return 503, b"application/json", text({"status": "NOT_SERVING", "reason": reason})
+        return healthz()
+
+    return {"/healthz": healthz, "/readyz": readyz}
+
+
 class Front:
     """An ASGI 3 application before another.
 

@@ -78,7 +78,7 @@ class HttpSettings:
             body_timeout=web.limits.body_timeout,
             max_timeout=web.max_timeout,
             unknown_query=web.unknown_query,
-            json=JsonOptions(**{f.name: getattr(web.json, f.name) for f in fields(web.json)}),
+            json=JsonOptions(**{f.name: getattr(web.json, f.name) for f in fields(JsonOptions)}),
             compress_above=sys.maxsize if web.compress_above is None else web.compress_above,
             heartbeat=web.heartbeat,
         )

@@ -1,0 +1,336 @@
+"""The gateway: what is registered, on one HTTP port.
+
+    gateway = Gateway()
+    gateway.run()
+
+The application is made anew, beside the one that serves, whenever a service comes, goes or changes, and then takes its
+place; calls in flight are finished by the one that they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from framework.call import Handler, Interceptor, Method
+from framework.client.connect import connect
+from framework.client.dropin import Channel
+from framework.config import Drain, Settings, active
+from framework.discovery import Registry
+from framework.discovery.targets import open_registry
+from framework.errors import ConfigError, mistakes
+from framework.gateway.backend import Backend, Generation, named
+from framework.gateway.description import Checked, Description, check, collision
+from framework.http.admission import Admission, Authenticate
+from framework.http.app import HttpApp
+from framework.http.exchange import Conduct
+from framework.http.front import Front, health_pages
+from framework.http.rates import Rates
+from framework.http.server import HttpServer
+from framework.http.settings import HttpSettings
+from framework.reload import watch
+from framework.service import run_until_complete
+from framework.signals import serve_until_signal
+
+log = logging.getLogger("framework.gateway")
+
+PATIENCE = 2.0
+"""Seconds that the first application waits for services that are slow to say what they serve."""
+
+
+class Gateway:
+    """Serves the methods of registered services over HTTP.
+
+    Args:
+        settings: default: `Settings.load()` when it starts. What concerns it is in `settings.gateway`.
+        authenticate: says who a caller is, before anything is called.
+        rates: where it is kept how often callers call; default: in this process.
+        interceptors: around every call, the first outermost.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        authenticate: Authenticate | None = None,
+        rates: Rates | None = None,
+        interceptors: Iterable[Interceptor] = (),
+    ) -> None:
+        self.settings = settings
+        self._authenticate = authenticate
+        self._rates = rates
+        self._interceptors = tuple(interceptors)
+
+    @asynccontextmanager
+    async def running(
+        self, settings: Settings | None = None, *, registry: Registry | None = None, drain: Drain | None = None
+    ) -> AsyncIterator[Running]:
+        """Serve while the block runs; drains at its end.
+
+        Args:
+            settings: default: the gateway's own, or `Settings.load()`.
+            registry: where services are found, left open; default: what the settings name.
+            drain: how to stop at the end of the block; default: the server's in the settings.
+
+        Raises:
+            FrameworkError: it cannot start; the message says why and what to do.
+        """
+        settings = settings or self.settings or Settings.load()
+        active.set(settings)
+        async with contextlib.AsyncExitStack() as exits:
+            exits.callback(watch(settings))
+            if registry is None:
+                registry = open_registry(settings.registry)
+                exits.push_async_callback(registry.aclose)
+            running = Running(self, settings, registry)
+            await running.server.start()
+            exits.push_async_callback(running.server.stop)
+            await exits.enter_async_context(running.following())
+            log.info("the gateway serves on http://%s, from %s", running.address, registry)
+            yield running
+            running.draining = True
+            await running.server.drain(drain or running.drain)
+        log.info("the gateway has stopped")
+
+    async def serve(self, settings: Settings | None = None, *, interactive: bool | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
+
+        Args:
+            settings: default: the gateway's own, or `Settings.load()`.
+            interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
+        """
+        settings = settings or self.settings or Settings.load()
+
+        def stopping(running: Running, drain: Drain) -> None:
+            running.drain = drain
+
+        await serve_until_signal(
+            "the gateway", self.running(settings), stopping, settings.server.drain, interactive=interactive
+        )
+
+    def run(self, settings: Settings | None = None) -> None:
+        """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line."""
+        try:
+            run_until_complete(self.serve(settings))
+        except Exception as error:
+            if not (found := mistakes(error)):
+                raise
+            sys.exit("\n".join(f"framework: {mistake}" for mistake in found))
+
+
+class Running:
+    """A gateway that serves.
+
+    Attributes:
+        front: the application that the server has.
+        server: what listens.
+        backends: the services, by name, in the order in which they were accepted.
+        drain: how it will stop.
+        draining: it stops.
+    """
+
+    def __init__(self, gateway: Gateway, settings: Settings, registry: Registry) -> None:
+        web = settings.gateway
+        self.settings = settings
+        self.backends: dict[str, Backend] = {}
+        self.drain = settings.server.drain
+        self.draining = False
+        self._registry = registry
+        self._http = HttpSettings.of(web)
+        self._interceptors = gateway._interceptors
+        admission = Admission(web, gateway._authenticate, gateway._rates)
+        self._guard = admission if admission.needed else None
+        self._live: set[Conduct] = set()
+        self._changed = asyncio.Event()
+        self._swapped = asyncio.Event()
+        self._answered = False
+        self._began = asyncio.get_running_loop().time()
+        self._reported: set[str] = set()
+        self._followers: dict[str, asyncio.Task[None]] = {}
+        self._checked: dict[str, Checked | str] = {}
+        self.front = Front(self._app([]), web, health_pages(self.unready))
+        assert web.port is not None  # its parser allows no other
+        self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live)
+
+    @property
+    def address(self) -> str:
+        """`host:port` that it listens on."""
+        return self.server.address
+
+    def unready(self) -> str:
+        """Why no calls should be sent here now; empty when they should."""
+        if self.draining:
+            return "the gateway is shutting down"
+        if not self._answered:
+            return f"{self._registry} has not answered yet"
+        if not any(one.callable for one in self.backends.values()):
+            return "no service can be called"
+        return ""
+
+    async def until_ready(self) -> None:
+        """Return once there is something to call."""
+        while self.unready():
+            self._swapped.clear()
+            await self._swapped.wait()
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Follow the registry while the block runs."""
+        tasks = [asyncio.create_task(self._discover()), asyncio.create_task(self._rebuild())]
+        try:
+            yield
+        finally:
+            tasks += self._followers.values()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(one.aclose() for one in self.backends.values()))
+
+    # Which services there are
+
+    async def _discover(self) -> None:
+        web = self.settings.gateway
+        trouble = ""
+        while True:
+            try:
+                names: set[str] | None = set(web.services) or set(await self._registry.names())
+            except ConfigError as error:
+                names = None
+                if str(error) != trouble:
+                    trouble = str(error)
+                    log.warning("%s", trouble)
+            else:
+                trouble = ""
+                self._answered = self._answered or not web.services
+            if names is not None:
+                for name in sorted(names - set(self.backends)):
+                    self._add(name)
+            for backend in list(self.backends.values()):
+                backend.read()
+                if not web.services and self._is_gone(backend):
+                    log.info("%s is forgotten: it has had no instance for %g s", backend.name, web.linger)
+                    self._remove(backend)
+            if not self._generations():
+                self._changed.set()
+            await asyncio.sleep(web.refresh)
+
+    def _add(self, name: str) -> None:
+        backend = Backend(name, self._registry, self._changed.set, self.settings.gateway.descriptors.get(name, ""))
+        self.backends[name] = backend
+        self._followers[name] = asyncio.create_task(backend.run())
+
+    def _is_gone(self, backend: Backend) -> bool:
+        since = backend.empty_since
+        return since is not None and asyncio.get_running_loop().time() - since >= self.settings.gateway.linger
+
+    def _remove(self, backend: Backend) -> None:
+        del self.backends[backend.name]
+        self._followers.pop(backend.name).cancel()
+        if backend.generation is not None:
+            self.front.app = self._app(self._generations())
+            backend.replace(None)
+        self._changed.set()
+
+    # What is served
+
+    async def _rebuild(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._build()
+            except Exception:
+                log.exception("the gateway could not take over what has changed; it goes on with what it has")
+            self._swapped.set()
+
+    async def _build(self) -> None:
+        """Take over what has changed: check it beside what serves, then serve it."""
+        backends = list(self.backends.values())
+        self._answered = self._answered or any(one.versions.instances or one.tried for one in backends)
+        early = asyncio.get_running_loop().time() < self._began + PATIENCE
+        if early and not self._generations() and not all(one.tried for one in backends):
+            return  # of services that collide the first in the order of names is taken, and not the quickest
+        accepted = {one.name: one.generation.checked for one in backends if one.generation is not None}
+        new: dict[str, Checked] = {}
+        for backend in sorted(backends, key=lambda one: (one.generation is None, one.name)):
+            found = await self._choose(backend, {**accepted, **new})
+            if found is not None:
+                new[backend.name] = found
+        if not new:
+            return
+        opened: dict[str, Generation] = {}
+        for name, checked in new.items():
+            if name in self.backends:
+                opened[name] = Generation(checked, await self._open(name))
+        kept = {one.name: one.generation for one in self.backends.values() if one.generation is not None}
+        self.front.app = await asyncio.to_thread(self._app, list({**kept, **opened}.values()))
+        for name, generation in opened.items():
+            described = ", ".join(generation.checked.description.services)
+            log.info("%s serves %s (%d routes)", name, described, len(generation.checked.routes))
+            if name in self.backends:
+                self.backends[name].replace(generation)
+            else:
+                generation.retire()
+
+    async def _choose(self, backend: Backend, accepted: dict[str, Checked]) -> Checked | None:
+        """The newest description of a service that can be served beside the others; None to leave it as it is."""
+        now = "" if backend.generation is None else backend.generation.checked.description.digest
+        for description, against in backend.choices():
+            if description.digest == now:
+                return None
+            if not description.services:
+                continue
+            checked = await self._check(description)
+            reason = against or (checked if isinstance(checked, str) else "")
+            if not reason and not isinstance(checked, str):
+                others = ((name, one) for name, one in accepted.items() if name != backend.name)
+                reason = next((f"{hit}, of {name}" for name, one in others if (hit := collision(checked, one))), "")
+                if not reason:
+                    return checked
+            stays = "what it said before stays" if now else "it is not served"
+            backend.say_once(f"what {backend.name} says of itself cannot be used, {stays}: {reason}")
+        return None
+
+    async def _check(self, description: Description) -> Checked | str:
+        """A description that was checked; or why it cannot be served."""
+        found = self._checked.get(description.digest)
+        if found is None:
+            try:
+                found = await asyncio.to_thread(check, description, self._http)
+            except ConfigError as error:
+                found = str(error)
+            if len(self._checked) > 100:
+                self._checked.clear()
+            self._checked[description.digest] = found
+        return found
+
+    async def _open(self, name: str) -> Channel:
+        channel = connect(name, settings=self.settings, registry=self._registry, interceptors=self._interceptors)
+        return await channel.__aenter__()
+
+    def _generations(self) -> list[Generation]:
+        return [one.generation for one in self.backends.values() if one.generation is not None]
+
+    def _app(self, generations: Iterable[Generation]) -> HttpApp:
+        by_pool = {one.checked.services[0].file.pool: one for one in generations}
+        services = [service for one in by_pool.values() for service in one.checked.services]
+        binders = {service.full_name: one for one in by_pool.values() for service in one.checked.services}
+
+        def bind(method: Method[Any, Any]) -> Handler:
+            return binders[method.service].bind(method)
+
+        app = HttpApp(services, bind, self._http, guard=self._guard, live=self._live, report=False)
+        for level, lines in ((logging.WARNING, app.router.ambiguous), (logging.INFO, app.router.overlaps())):
+            for line in lines:
+                if line not in self._reported:
+                    self._reported.add(line)
+                    log.log(level, "%s", line)
+        return app
+
+    def __repr__(self) -> str:
+        return f"<Gateway on {self.address} for {named(self.backends.values())}>"
