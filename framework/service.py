@@ -21,7 +21,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from framework.call import Interceptor
 from framework.config import Drain, ServerSettings, Settings, active
@@ -36,6 +36,9 @@ from framework.server.servicer import Servicer
 from framework.signals import serve_until_signal
 from framework.workers.supervisor import Supervisor
 from framework.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from framework.http.server import HttpServer
 
 log = logging.getLogger("framework")
 
@@ -171,6 +174,9 @@ class Service:
             server = Server(pipeline, settings.server, grpc_interceptors=self._grpc_interceptors, shared=shared)
             await server.start()
             exits.push_async_callback(server.stop)
+            beside = await self._beside(server, settings.server)
+            if beside is not None:
+                exits.push_async_callback(beside.stop)
             lease: Lease | None = None
             if registry is not None:
                 instance = self._instance(settings.server, server.port)
@@ -183,9 +189,28 @@ class Service:
             server.health.shut_down()
             if lease is not None:
                 await lease.close()
-            await server.drain(drain)
+            if beside is None:
+                await server.drain(drain)
+            else:
+                await asyncio.gather(server.drain(drain), beside.drain(drain or server.settings.drain))
             if not shared:
                 log.info("%s has stopped", self.name)
+
+    async def _beside(self, server: Server, settings: ServerSettings) -> HttpServer | None:
+        """HTTP beside gRPC, when the settings have a port for it."""
+        if settings.http.port is None:
+            return None
+        try:
+            from framework.cohosting import http_beside
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{error.name} is not installed; to serve HTTP takes: pip install framework-grpc[gateway]"
+            ) from None
+        beside = http_beside(server, settings)
+        await beside.start()
+        server.http_port = beside.port
+        log.info("%s serves HTTP on http://%s", self.name, beside.address)
+        return beside
 
     def _instance(self, settings: ServerSettings, port: int) -> Instance:
         return Instance(

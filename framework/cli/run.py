@@ -24,6 +24,7 @@ EPILOG = """\
 examples:
   framework run shop.catalog:service
   framework run shop.catalog:service --port 50051 --registry consul://127.0.0.1:8500
+  framework run shop.catalog:service --http 8081
   framework run shop.catalog:service --host 0.0.0.0 --advertise catalog.internal:50051
   framework run shop.catalog:service --workers auto
 
@@ -43,6 +44,7 @@ def add_parser(subparsers: Commands) -> None:
     parser.add_argument("target", metavar="MODULE:SERVICE", help="where the Service is; SERVICE defaults to `service`")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", help="port to listen on; 0, the default, is any free one")
+    parser.add_argument("--http", metavar="PORT", help="serve HTTP on this port too: JSON, Connect, gRPC-Web, streams")
     parser.add_argument("--advertise", metavar="HOST[:PORT]", help="what clients are told to dial")
     parser.add_argument(
         "--registry", metavar="URL", help="consul://HOST:PORT, sqlite:///FILE, local (default), or none"
@@ -60,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     with worker.reporting() if worker is not None else contextlib.nullcontext():
         service = load(args.target)
         settings = Settings.load(args.config) if args.config or service.settings is None else service.settings
-        given = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
+        given: dict[str, Any] = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
+        if args.http is not None:
+            given["http"] = {"port": args.http}
         server = ServerSettings.parse(given, "", settings.server) if given else settings.server
         settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
         service.launch(settings, worker, command(args))
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def command(args: argparse.Namespace) -> list[str]:
     """What to run for the same once more, wherever this was called from."""
     given = [
-        f"--{name}={getattr(args, name)}" for name in (*SERVER, "registry", "config") if getattr(args, name) is not None
+        f"--{name}={getattr(args, name)}" for name in (*SERVER, "http", "registry", "config") if getattr(args, name) is not None
     ]
     return [sys.executable, "-m", "framework", "run", args.target, *given]
 

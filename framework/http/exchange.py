@@ -238,10 +238,8 @@ class Exchange:
 
     def call(self, method: Method[Any, Any], request: Any, metadata: Metadata, timeout: float | None) -> Call:
         """The call that the request asks for."""
-        client = self.scope.get("client")
-        peer = f"{client[0]}:{client[1]}" if client else ""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        return Call(method, request, metadata, deadline=deadline, timeout=timeout, peer=peer)
+        return Call(method, request, metadata, deadline=deadline, timeout=timeout, peer=peer_of(self.scope))
 
     # The response
 
@@ -303,6 +301,14 @@ class Exchange:
             async with asyncio.timeout(LINGER):
                 while await self.inbox.read() is not None:
                     pass
+
+
+def peer_of(scope: Scope) -> str:
+    """The address of the other side, as gRPC writes it: `ipv4:127.0.0.1:50123`."""
+    client = scope.get("client")
+    if not client:
+        return ""
+    return f"ipv6:[{client[0]}]:{client[1]}" if ":" in client[0] else f"ipv4:{client[0]}:{client[1]}"
 
 
 class Conduct:

@@ -25,7 +25,7 @@ from framework.errors import (
     RpcError,
 )
 from framework.http.binding import Preset
-from framework.http.exchange import Conduct, Gone, Inbox, Receive, Scope, Send
+from framework.http.exchange import Conduct, Gone, Inbox, Receive, Scope, Send, peer_of
 from framework.http.headers import timeout_of
 from framework.http.json import JsonError
 from framework.http.rest import RestRoute
@@ -78,14 +78,13 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
     socket = Socket(receive, app.settings.max_message, app.live)
     requests = SocketRequests(route, preset, socket)
     loop = asyncio.get_running_loop()
-    client = scope.get("client")
     call = Call(
         route.rule.method,
         requests,
         route.incoming.metadata(scope),
         deadline=None if timeout is None else loop.time() + timeout,
         timeout=timeout,
-        peer=f"{client[0]}:{client[1]}" if client else "",
+        peer=peer_of(scope),
     )
     try:
         await Conduct(call, socket).run(_run, route, call, requests, send)

@@ -44,6 +44,12 @@ class Health(Servicer):
         if not self._down:
             self._publish({service: status})
 
+    @property
+    def is_serving(self) -> bool:
+        """The server as a whole is SERVING."""
+        status: int = self._status[""]
+        return status == SERVING
+
     def serving(self) -> None:
         """Everything is SERVING."""
         if not self._down:

@@ -25,6 +25,10 @@ class Server:
         settings: where to listen and how to drain.
         grpc_interceptors: a user's own grpc.aio server interceptors.
         shared: other processes listen on the same port.
+
+    Attributes:
+        port: that it listens on.
+        http_port: of HTTP beside it; 0 without.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Server:
         self.settings = settings or ServerSettings()
         self.health = Health(pipeline.services)
         self.port = 0
+        self.http_port = 0
         self._interceptors = tuple(grpc_interceptors)
         self._shared = shared
         self._server: Any = None

@@ -1,0 +1,64 @@
+"""HTTP beside gRPC in one process: the same servicers, interceptors and statuses behind both.
+
+A call that comes over HTTP runs the pipeline of the server, on the messages that it was read into; nothing is encoded
+and decoded in between, and no other task takes part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from framework.config import ServerSettings
+from framework.http.admission import Admission
+from framework.http.app import HttpApp
+from framework.http.exchange import Conduct
+from framework.http.front import Front, health_pages
+from framework.http.server import HttpServer
+from framework.http.settings import HttpSettings
+from framework.server.local import Local
+from framework.server.pipeline import Pipeline
+from framework.server.server import Server
+
+log = logging.getLogger("framework.http")
+
+
+def http_beside(server: Server, settings: ServerSettings) -> HttpServer:
+    """The HTTP server for the methods of a gRPC server, which has started.
+
+    Raises:
+        RuleError: a google.api.http rule that cannot be served.
+    """
+    web = settings.http
+    live: set[Conduct] = set()
+    admission = Admission(web)
+    app = HttpApp(
+        _described(server.pipeline),
+        Local(server.pipeline).bind,
+        HttpSettings.of(web),
+        guard=admission if admission.needed else None,
+        live=live,
+    )
+
+    def unready() -> str:
+        return "" if server.health.is_serving else f"{server.address} does not serve"
+
+    front = Front(app, web, health_pages(unready))
+    return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http")
+
+
+def _described(pipeline: Pipeline) -> Iterator[ServiceDescriptor]:
+    """The services of a pipeline but gRPC's own, as far as they have descriptors."""
+    methods = {bound.method.service: bound.method for bound in pipeline.methods}
+    for name, method in methods.items():
+        if name.startswith("grpc."):
+            continue
+        descriptor = getattr(method.request, "DESCRIPTOR", None)
+        try:
+            if descriptor is None:
+                raise KeyError(name)
+            yield descriptor.file.pool.FindServiceByName(name)
+        except KeyError:
+            log.warning("%s is served over gRPC only: its descriptors are not here", name)
