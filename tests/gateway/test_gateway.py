@@ -1,0 +1,228 @@
+"""A gateway on a port, real services behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+import websockets
+
+from framework import Unauthenticated
+from framework.config import Drain
+from framework.discovery.consul import ConsulRegistry
+from framework.discovery.targets import open_registry
+from framework.gateway import Gateway, HttpRequest, Identity
+from tests.consul_agent import MakeAgent
+from tests.gateway.lab import AT_ONCE, OTHER, Shop, Town, until
+
+
+async def test_every_protocol(town: Town) -> None:
+    """REST, JSON at the method's own path, Connect, gRPC-Web, events and WebSockets, with nothing but reflection."""
+    await town.add("shop")
+    running = await town.gateway()
+    client = await town.client(running)
+    thing = {"name": "lamp", "number": 7}
+    assert (await client.get("/v1/things/lamp")).json() == thing
+    assert (await client.post("/lab.Shop/Get", json={"name": "lamp"})).json() == thing
+    connect = await client.post("/lab.Shop/Get", json={"name": "lamp"}, headers={"connect-protocol-version": "1"})
+    assert connect.json() == thing
+    body = b"\0\0\0\0\x06\x0a\x04lamp"
+    web = await client.post("/lab.Shop/Get", content=body, headers={"content-type": "application/grpc-web+proto"})
+    assert web.content.startswith(b"\0\0\0\0\x08\x0a\x04lamp\x10\x07")
+    assert web.content.endswith(b"grpc-status: 0\r\n")
+    async with websockets.connect(f"ws://{running.address}/v1/talk") as socket:
+        for number in range(3):
+            await socket.send(json.dumps({"name": "a", "number": number}))
+            assert json.loads(await socket.recv()) == {"name": "a", "number": number + 1}
+
+
+async def test_events_and_their_end(town: Town) -> None:
+    """Events come as they happen."""
+    shop, _ = await town.add("shop")
+    client = await town.client(await town.gateway())
+    async with client.stream("GET", "/v1/things/lamp:watch", headers={"accept": "text/event-stream"}) as response:
+        lines = response.aiter_lines()
+        seen = [await anext(lines) for _ in range(4)]
+        assert seen[2:] == ["id: 1", 'data: {"name":"lamp","number":1}']
+        shop.go_on.set()
+        rest = [line async for line in lines]
+    assert 'data: {"name":"lamp","number":2}' in rest
+    assert "event: end" in rest
+
+
+async def test_failures(town: Town) -> None:
+    """Statuses and details of the service, and what there is not."""
+    await town.add("shop")
+    client = await town.client(await town.gateway())
+    lost = await client.get("/v1/things/nothing")
+    assert (lost.status_code, lost.json()["message"], lost.json()["details"][0]["reason"]) == (404, "no such thing", "LOST")
+    bug = await client.get("/v1/things/bug")
+    assert (bug.status_code, "secret" in bug.text) == (500, False)
+    assert (await client.get("/nowhere")).status_code == 404
+    refused = await client.delete("/v1/things/lamp")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+async def test_what_a_service_is_told(town: Town) -> None:
+    """The request's id, made here or brought along, and where the request comes from; the answer has the id too."""
+    shop, _ = await town.add("shop")
+    client = await town.client(await town.gateway())
+    response = await client.get("/v1/things/lamp")
+    assert response.headers["x-request-id"] == shop.metadata["x-request-id"]
+    assert shop.metadata["x-forwarded-for"] == "127.0.0.1"
+    response = await client.get("/v1/things/lamp", headers={"x-request-id": "mine", "x-forwarded-for": "6.6.6.6"})
+    assert (response.headers["x-request-id"], shop.metadata["x-request-id"]) == ("mine", "mine")
+    assert shop.metadata["x-forwarded-for"] == "127.0.0.1"
+    response = await client.get("/v1/things/lamp", headers={"x-request-id": "x" * 200})
+    assert response.headers["x-request-id"] == shop.metadata["x-request-id"] != "x" * 200
+
+
+async def test_a_client_that_goes(town: Town) -> None:
+    """The servicer's call is cancelled, whether it has one reply or many."""
+    shop, _ = await town.add("shop")
+    running = await town.gateway()
+    for path in ("/v1/things/slow", "/v1/things/lamp:watch"):
+        shop.entered.clear()
+        shop.cancelled.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.server.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            await shop.entered.wait()
+            writer.close()
+            await shop.cancelled.wait()
+
+
+async def test_readiness(town: Town) -> None:
+    """Alive from the beginning, ready once something can be called."""
+    running = await town.gateway(ready=False)
+    client = await town.client(running)
+    assert (await client.get("/healthz")).json() == {"status": "SERVING"}
+    response = await until(client, "GET /readyz", 503)
+    assert response.json()["status"] == "NOT_SERVING"
+    _, exit = await town.add("shop")
+    await until(client, "GET /readyz", 200)
+    await exit.aclose()
+    response = await until(client, "GET /readyz", 503)
+    assert response.json()["reason"] == "no service can be called"
+
+
+async def test_only_some_services(town: Town) -> None:
+    """What is not named is not there."""
+    await town.add("shop")
+    await town.add("bank", OTHER, Shop(OTHER, "other.Bank"))
+    client = await town.client(await town.gateway(services=["bank"]))
+    assert (await client.post("/v1/payments", json={"cents": "5"})).json() == {"cents": "5"}
+    assert (await client.get("/v1/things/lamp")).status_code == 404
+
+
+async def test_authentication(town: Town) -> None:
+    """Who is not known gets no further; services are told who is, whatever the caller says itself."""
+    asked: list[HttpRequest] = []
+
+    async def authenticate(request: HttpRequest) -> Identity | None:
+        asked.append(request)
+        if request.headers.get("authorization") != "Bearer good":
+            raise Unauthenticated("who are you?")
+        return Identity("ada", {"x-user": "ada"})
+
+    shop, _ = await town.add("shop")
+    running = await town.gateway(gateway=Gateway(authenticate=authenticate))
+    client = await town.client(running)
+    for refused in (
+        await client.get("/v1/things/lamp"),
+        await client.post("/lab.Shop/Get", json={}, headers={"connect-protocol-version": "1"}),
+        await client.get("/nowhere"),
+    ):
+        assert (refused.status_code, refused.json()["message"]) == (401, "who are you?")
+    web = await client.post("/lab.Shop/Get", content=b"", headers={"content-type": "application/grpc-web+proto"})
+    assert b"grpc-status: 16\r\n" in web.content
+    with pytest.raises(websockets.InvalidStatus, match="401"):
+        await websockets.connect(f"ws://{running.address}/v1/talk")
+    assert not shop.entered.is_set()
+    good = await client.get("/v1/things/lamp?number=1", headers={"authorization": "Bearer good", "x-user": "eve"})
+    assert good.status_code == 200
+    assert shop.metadata["x-user"] == "ada"
+    last = asked[-1]
+    assert (last.http, last.path, last.query, last.client) == ("GET", "/v1/things/lamp", "number=1", "127.0.0.1")
+    assert last.method is not None
+    assert last.method.full_name == "lab.Shop/Get"
+
+
+async def test_authentication_with_a_bug(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody passes, nothing is told, and the log has the cause."""
+
+    async def authenticate(request: HttpRequest) -> Identity | None:
+        raise ZeroDivisionError("secret")
+
+    await town.add("shop")
+    client = await town.client(await town.gateway(gateway=Gateway(authenticate=authenticate)))
+    response = await client.get("/v1/things/lamp")
+    assert (response.status_code, "secret" in response.text) == (500, False)
+    assert "secret" in caplog.text
+
+
+async def test_drain(town: Town) -> None:
+    """Not ready at once, still answering for a while; what is in flight is finished, streams are told."""
+    shop, _ = await town.add("shop")
+    async with AsyncExitStack() as exits:
+        inner = Town(town.registry, exits)
+        running = await inner.gateway(drain=Drain(delay=0.3, grace=20, streams=0.1))
+        client = await town.client(running)
+        slow = asyncio.create_task(client.get("/v1/things/slow"))
+        await shop.entered.wait()
+        stream = client.stream("GET", "/v1/things/lamp:watch", headers={"accept": "text/event-stream"})
+        response = await stream.__aenter__()
+        lines = response.aiter_lines()
+        [await anext(lines) for _ in range(4)]
+        async with websockets.connect(f"ws://{running.address}/v1/talk") as socket:
+            await socket.send("{}")
+            await socket.recv()
+            stopping = asyncio.create_task(exits.aclose())
+            await until(client, "GET /readyz", 503)
+            assert (await client.get("/v1/things/lamp")).status_code == 200
+            rest = [line async for line in lines]
+            assert "event: error" in rest
+            assert any("is shutting down" in line for line in rest)
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                while True:
+                    await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 4014
+        assert not stopping.done()
+        with pytest.raises(httpx.ConnectError):
+            await (await town.client(running)).get("/v1/things/lamp")
+        shop.go_on.set()
+        answered = await slow
+        assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+        await stopping
+
+
+async def test_the_end_of_patience(town: Town) -> None:
+    """A call that takes longer than the drain allows is answered with UNAVAILABLE."""
+    shop, _ = await town.add("shop")
+    async with AsyncExitStack() as exits:
+        running = await Town(town.registry, exits).gateway(drain=AT_ONCE)
+        client = await town.client(running)
+        slow = asyncio.create_task(client.get("/v1/things/slow"))
+        await shop.entered.wait()
+    response = await slow
+    assert (response.status_code, response.json()["message"]) == (503, f"{running.address} is shutting down")
+    await asyncio.wait_for(shop.cancelled.wait(), 5)
+
+
+async def test_with_consul(consul_agent: MakeAgent, town: Town) -> None:
+    """Services in Consul are found and followed."""
+    registry = open_registry(f"consul://{consul_agent().address}")
+    assert isinstance(registry, ConsulRegistry)
+    town.registry = registry
+    try:
+        client = await town.client(await town.gateway(ready=False))
+        await town.add("shop")
+        await until(client, "GET /readyz", 200, 20)
+        assert (await client.get("/v1/things/lamp")).json() == {"name": "lamp", "number": 7}
+    finally:
+        await town._exits.aclose()
+        await registry.aclose()
