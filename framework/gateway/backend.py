@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from framework.call import Call, Handler, Method, Outcome, Reply
 from framework.client.dropin import Channel
@@ -31,6 +31,9 @@ AT_ONCE = 4
 
 AGAIN = (0.2, 10.0)
 """Seconds before an instance that did not tell is asked again: the first time, and at most."""
+
+MOST_SAID = 1000
+"""Things that were said and are not said again."""
 
 _NUMBERS = re.compile(r"\d+|\D+")
 
@@ -154,12 +157,6 @@ class Generation:
         return f"<Generation of {', '.join(self.checked.description.services)}, {self._in_flight} calls in flight>"
 
 
-class Open(Protocol):
-    """Opens a channel to a service."""
-
-    def __call__(self, name: str) -> Channel: ...
-
-
 class Backend:
     """One service of the registry. `run` follows it.
 
@@ -188,7 +185,7 @@ class Backend:
         self._from_file: Description | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._said: set[str] = set()
+        self._said: set[Hashable] = set()
 
     @property
     def callable(self) -> bool:
@@ -244,7 +241,8 @@ class Backend:
                 async with self._slots:
                     self.versions.tell(instance.id, await learn(instance.address))
             except (ConfigError, RpcError) as error:
-                self.say_once(f"{self.name} at {instance.address} does not say what it serves: {error}")
+                kind = (instance.id, error.code if isinstance(error, RpcError) else str(error))
+                self.say_once(f"{self.name} at {instance.address} does not say what it serves: {error}", kind)
             else:
                 self.tried = True
                 self._changed()
@@ -270,12 +268,13 @@ class Backend:
         self._stamp = stamp
         self._changed()
 
-    def say_once(self, text: str) -> None:
-        """Log what is wrong, unless it has been said already."""
-        if text not in self._said:
-            if len(self._said) > 1000:
+    def say_once(self, text: str, about: Hashable = None) -> None:
+        """Log what is wrong, unless it has been said already, or something else about the same."""
+        about = about or text
+        if about not in self._said:
+            if len(self._said) > MOST_SAID:
                 self._said.clear()
-            self._said.add(text)
+            self._said.add(about)
             log.error("%s", text)
 
     def replace(self, generation: Generation | None) -> None:

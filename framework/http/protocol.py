@@ -11,6 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from framework.errors import Code
 from framework.web import HttpLimits
 
 
@@ -135,7 +136,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._over = True
         self._stop_timer()
         if self._idle:
-            body = b'{"code":8,"message":"%s"}' % message
+            code = Code.DEADLINE_EXCEEDED if status == 408 else Code.RESOURCE_EXHAUSTED
+            body = b'{"code":%d,"message":"%s"}' % (code, message)
             self.transport.write(
                 b"%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
                 % (STATUS_LINE[status], len(body), body)

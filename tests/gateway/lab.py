@@ -133,9 +133,9 @@ class Shop(Servicer):
 
 def service(name: str, servicer: Any, proto: str = SHOP, described: Any = None, **fields: Any) -> Service:
     """A service that describes itself with the pool of its proto, or another."""
-    return Service(
-        name, servicers=[servicer, Reflection([servicer.service], described or pool(proto))], **fields
-    )
+    if not isinstance(described, Reflection):
+        described = Reflection([servicer.service], described or pool(proto))
+    return Service(name, servicers=[servicer, described], **fields)
 
 
 class Town:
@@ -145,7 +145,9 @@ class Town:
         self.registry = registry
         self._exits = exits
 
-    async def add(self, name: str, proto: str = SHOP, servicer: Any = None, **fields: Any) -> tuple[Any, AsyncExitStack]:
+    async def add(
+        self, name: str, proto: str = SHOP, servicer: Any = None, **fields: Any
+    ) -> tuple[Any, AsyncExitStack]:
         """Start an instance; returns its servicer, and what ends it."""
         servicer = servicer or Shop(proto)
         exit = AsyncExitStack()
