@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from example_services.runner.customers import Customers, Tally
 from example_services.runner.fleet import Fleet
+from example_services.runner.shopfront import buy_over_http, shopfront
 from example_services.runner.view import View
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
 from example_services.shop.orders.v1.orders_pb2 import OrderItem
@@ -22,6 +23,7 @@ ORDERS = 100  # with --once
 AT_ONCE = 4  # of them at the same time
 PER_SECOND = 5.0  # without
 RESTOCK = 10.0  # seconds between deliveries to the warehouse
+PORT = 8080  # of HTTP; any free one with --once, where nobody else asks
 
 
 def main() -> int:
@@ -33,15 +35,19 @@ def main() -> int:
         default=os.environ.get("FRAMEWORK_REGISTRY"),
         help="consul://127.0.0.1:8500; default: FRAMEWORK_REGISTRY, or a file of this run's own",
     )
+    parser.add_argument(
+        "--port", type=int, metavar="PORT", help=f"for HTTP (default {PORT}; with --once any free one, as 0 always is)"
+    )
     args = parser.parse_args()
+    port = args.port if args.port is not None else 0 if args.once else PORT
     try:
-        return asyncio.run(run(args.registry, once=args.once))
+        return asyncio.run(run(args.registry, port, once=args.once))
     except FrameworkError as error:
         print(f"example_services: {error}", file=sys.stderr)
         return 1
 
 
-async def run(registry: str | None, *, once: bool) -> int:
+async def run(registry: str | None, port: int, *, once: bool) -> int:
     """Start the shop, let customers buy, end it; returns the exit code. Ctrl-C ends it, a second one at once."""
     task = asyncio.current_task()
     assert task is not None
@@ -51,28 +57,32 @@ async def run(registry: str | None, *, once: bool) -> int:
     try:
         with TemporaryDirectory(prefix="shop-") as directory:
             registry = registry or f"sqlite:///{directory}/registry.db"
-            async with Fleet.start(Path(directory), registry, view.say) as fleet:
+            async with (
+                Fleet.start(Path(directory), registry, view.say) as fleet,
+                shopfront(port, fleet.registry) as address,
+            ):
                 await fleet.until_serving()
                 async with (
                     connect("orders", registry=fleet.registry) as orders,
                     connect("inventory", registry=fleet.registry) as inventory,
-                    view.showing(fleet, tally),
+                    view.showing(fleet, tally, address),
                 ):
                     customers = Customers(OrdersClient(orders), InventoryClient(inventory), tally, view.say)
-                    await fleet.during(buy_once(customers) if once else buy(customers, view))
+                    await fleet.during(buy_once(customers, address, view) if once else buy(customers, view))
     except asyncio.CancelledError:
         task.uncancel()
     view.say(str(tally))
     return 1 if tally.failed else 0
 
 
-async def buy_once(customers: Customers) -> None:
-    """Place orders, and use each kind of stream."""
-    await customers.buy_many(ORDERS - 1, AT_ONCE)
+async def buy_once(customers: Customers, address: str, view: View) -> None:
+    """Place orders, one of them over HTTP, and use each kind of stream."""
+    await customers.buy_many(ORDERS - 2, AT_ONCE)
     basket = await customers.fill_basket()
     items = [OrderItem(product_id=line.product_id, quantity=line.quantity) for line in basket.lines]
     if order := await customers.place(items, basket.total):
         await customers.follow(order)
+    await buy_over_http(address, customers.tally, view.say)
     await customers.fill_warehouse()
 
 

@@ -46,9 +46,9 @@ class View:
             signal.raise_signal(signal.SIGINT)
 
     @asynccontextmanager
-    async def showing(self, fleet: Fleet, tally: Tally) -> AsyncIterator[None]:
-        """Say what to try, and show how things stand while the block runs."""
-        commands = hints(fleet)
+    async def showing(self, fleet: Fleet, tally: Tally, http: str) -> AsyncIterator[None]:
+        """Say what to try, and show how things stand while the block runs; `http` is the address of the gateway."""
+        commands = hints(fleet, http)
         self.say(f"\n{commands}\n")
         self._live = self._console.is_interactive
         task = asyncio.create_task(self._draw(fleet, tally, commands) if self._live else self._report(tally))
@@ -101,14 +101,19 @@ def standing(tally: Tally) -> str:
     return f"{tally}, repeated: {tally.repeated}, latency: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
-def hints(fleet: Fleet) -> str:
-    """Commands to copy: the shop is a gRPC system like any other."""
+def hints(fleet: Fleet, http: str) -> str:
+    """Commands to copy: the shop is a gRPC system like any other, and an HTTP one."""
     address = fleet.of("catalog")[0].address
     fetched = _fetched("grpcurl")
     grpcurl, missing = _command("grpcurl", fetched), "" if fetched else "  (grpcurl is fetched by make tools)\n"
     framework = _command("framework", str(Path(sys.executable).with_name("framework")))
     return f"""\
-Look at it with grpcurl:
+Look at it over HTTP, where framework gateway serves it:
+  curl http://{http}/v1/products/p-0001
+  curl -sN -H 'accept: text/event-stream' 'http://{http}/v1/stock:watch?productIds=p-0001' | head -4
+  curl http://{http}/v1/orders --json '{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", \
+"items": [{{"productId": "p-0001", "quantity": 1}}]}}'
+with grpcurl:
   {grpcurl} -plaintext {address} list
   {grpcurl} -plaintext {address} describe shop.catalog.v1.Catalog
   {grpcurl} -plaintext -d '{{"id": "p-0001"}}' {address} shop.catalog.v1.Catalog/GetProduct

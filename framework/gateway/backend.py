@@ -153,6 +153,11 @@ class Generation:
             self._closing = asyncio.get_running_loop().create_task(self._channel.close())
         await self._closing
 
+    @property
+    def closed(self) -> bool:
+        """The channel is closed, or on the way to it."""
+        return self._closing is not None
+
     def __repr__(self) -> str:
         return f"<Generation of {', '.join(self.checked.description.services)}, {self._in_flight} calls in flight>"
 
@@ -270,7 +275,7 @@ class Backend:
 
     def say_once(self, text: str, about: Hashable = None) -> None:
         """Log what is wrong, unless it has been said already, or something else about the same."""
-        about = about or text
+        about = text if about is None else about
         if about not in self._said:
             if len(self._said) > MOST_SAID:
                 self._said.clear()

@@ -99,7 +99,7 @@ def clean_environment() -> dict[str, str]:
 def running(tmp_path: Path, *arguments: str, **environment: str) -> Iterator[Running]:
     """Start it with `tmp_path` as the temporary directory; kills it when the test has not ended it."""
     with subprocess.Popen(
-        [sys.executable, "-m", "example_services", *arguments],
+        [sys.executable, "-m", "example_services", *(("--port", "0") if "--port" not in arguments else ()), *arguments],
         cwd=ROOT,
         env=clean_environment() | {"TMPDIR": str(tmp_path)} | environment,
         stdin=subprocess.DEVNULL,

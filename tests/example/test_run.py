@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def test_once_places_its_orders_and_ends(tmp_path: Path, registry: str, request:
     assert len(shop.pids) == 8
     assert shop.left() == []
     assert list(temporary.iterdir()) == []
-    for said in ("a basket costs", "is SHIPPED", "pieces arrived"):
+    for said in ("a basket costs", "is SHIPPED", "pieces arrived", "over HTTP: order-"):
         assert said in str(shop)
 
 
@@ -67,6 +68,20 @@ def test_a_registry_that_is_not_there(tmp_path: Path, argument: str, variable: s
     [line] = shop.lines
     assert "Consul at http://127.0.0.1:1 does not answer" in line
     assert "REGISTRY=URL" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """One line says so at once, and how to choose another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running(tmp_path, "--port", str(port)) as shop:
+            assert shop.end() == 1
+    [line] = shop.lines
+    assert line == (
+        f"example_services: port {port} on 127.0.0.1 is in use or may not be used. Choose another with --port, "
+        "or 0 for any free one. For make run that is PORT=."
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,8 +168,9 @@ def test_the_commands_it_prints_can_be_copied(shop: Running) -> None:
             check=False,
         )
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
-        assert "shop.catalog.v1" in ran.stdout or "Pine desk lamp" in ran.stdout or "payments" in ran.stdout
+        assert any(word in ran.stdout for word in ("shop.catalog.v1", "Pine desk lamp", "payments", '"available":'))
     assert [shlex.split(command)[0].rpartition("/")[2] for command in printed] == [
+        *(["curl"] * 3),
         *(["grpcurl"] * 3),
         *(["framework"] * 2),
         "kill",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_reflection.v1alpha import reflection
 
@@ -43,7 +44,8 @@ message Thing { string name = 1; int32 number = 2; }
 """
 
 NEWER = SHOP.replace(
-    "  rpc Buy", '  rpc Sell(Thing) returns (Thing) { option (google.api.http) = { post: "/v1/sold" body: "*" }; }\n  rpc Buy'
+    "  rpc Buy",
+    '  rpc Sell(Thing) returns (Thing) { option (google.api.http) = { post: "/v1/sold" body: "*" }; }\n  rpc Buy',
 ).replace("int32 number = 2;", "int32 number = 2; string color = 3;")
 
 CONTRADICTING = SHOP.replace("int32 number = 2;", "string number = 2;")
@@ -84,7 +86,7 @@ class Shop(Servicer):
 
     def __init__(self, proto: str = SHOP, service: str = "lab.Shop") -> None:
         (descriptor,) = services_in(pool(proto), [service])
-        self.__methods__ = tuple(method_of(one) for one in descriptor.methods)
+        vars(self)["__methods__"] = tuple(method_of(one) for one in descriptor.methods)
         self.service = service
         self.entered = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -188,14 +190,32 @@ async def town(path: Path) -> AsyncIterator[Town]:
         yield Town(registry, exits)
 
 
-async def until(client: httpx.AsyncClient, request: str, status: int, seconds: float = 10.0) -> httpx.Response:
+async def eventually(asked: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Wait until the answer is yes; for what happens in another process, or has no event."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await asked():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def until(client: httpx.AsyncClient, request: str, status: int, body: Any = None) -> httpx.Response:
     """Repeat a request until it is answered like this."""
     method, _, path = request.partition(" ")
-    async with asyncio.timeout(seconds):
-        while (response := await client.request(method, path)).status_code != status:
-            await asyncio.sleep(0.01)
-    return response
+    responses: list[httpx.Response] = []
+
+    async def asked() -> bool:
+        responses[:] = [await client.request(method, path, json=body)]
+        return responses[0].status_code == status
+
+    await eventually(asked, 20.0)
+    return responses[0]
 
 
-def lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
+async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Wait until the log has a line with this."""
+
+    async def asked() -> bool:
+        return text in caplog.text
+
+    await eventually(asked)

@@ -20,7 +20,7 @@ from framework.errors import Code
 from framework.http.methods import method_of, services_in
 from framework.server.server import Server
 from framework.web import WebSettings
-from tests.gateway.lab import AT_ONCE, SHOP, Shop, pool
+from tests.gateway.lab import AT_ONCE, SHOP, Shop, pool, until
 
 (DESCRIPTOR,) = services_in(pool(SHOP), ["lab.Shop"])
 METHODS = {one.name: method_of(one) for one in DESCRIPTOR.methods}
@@ -250,8 +250,7 @@ async def test_one_drain() -> None:
             await shop.handlers.entered.wait()
 
             async def watch() -> None:
-                while (response := await client.get(f"{base}/readyz")).status_code == 200:
-                    await asyncio.sleep(0.01)
+                response = await until(client, f"GET {base}/readyz", 503)
                 answers.append(response.json())
                 answers.append((await client.get(f"{base}/v1/things/fine")).status_code)
                 answers.append((await stream).text.splitlines()[-1])

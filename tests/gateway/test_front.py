@@ -16,7 +16,7 @@ from tests.http.driver import Conversation, Response, open_socket, scope
 SHOP = "https://shop.example.com"
 
 
-async def answer(seen: dict[str, Any], receive: Any, send: Any) -> None:
+async def answer(seen: Any, receive: Any, send: Any) -> None:
     if seen["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -159,7 +159,10 @@ async def test_request_ids(sent: tuple[str, ...]) -> None:
     [
         ({"cors": {"origins": ["example.com"]}}, "server.http.cors.origins has 'example.com', which is no origin"),
         ({"trusted": ["10.0.0.1/8"]}, "server.http.trusted has '10.0.0.1/8', which is no address or network"),
-        ({"rate_limits": {"a.B/C": {"rat": 1}}}, "server.http.rate_limits.a.B/C.rat is not a setting. Did you mean rate"),
+        (
+            {"rate_limits": {"a.B/C": {"rat": 1}}},
+            "server.http.rate_limits.a.B/C.rat is not a setting. Did you mean rate",
+        ),
         ({"limits": {"head_timeout": 0}}, "server.http.limits.head_timeout is 0"),
         ({"cors": {"headers": "x a"}}, "server.http.cors.headers has 'x a', which is no header"),
     ],

@@ -65,6 +65,9 @@ class Recording:
     async def services(self) -> Any:
         raise NotImplementedError
 
+    async def names(self) -> Any:
+        raise NotImplementedError
+
     async def aclose(self) -> None:
         self.events.append("registry closed")
 

@@ -1,0 +1,72 @@
+"""The shop for browsers and for curl: a gateway before what customers may see of it, and one who buys through it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from google.protobuf import json_format
+
+from example_services.runner.customers import Tally, price
+from example_services.runner.fleet import StartError
+from example_services.shop.orders.v1.orders_pb2 import Order
+from framework import ConfigError, Settings
+from framework.config import Drain, ServerSettings
+from framework.discovery import Registry
+from framework.gateway import Gateway
+from framework.web import GatewaySettings
+
+SHOWN = ("catalog", "inventory", "orders")  # payments are nobody's business
+DRAIN = Drain(delay=0.0, grace=1.0, streams=0.2)
+
+
+@asynccontextmanager
+async def shopfront(port: int, registry: Registry) -> AsyncIterator[str]:
+    """Serve the shop over HTTP while the block runs; gives the address.
+
+    Raises:
+        StartError: the port cannot be had.
+    """
+    settings = Settings(
+        gateway=GatewaySettings(port=port, services=SHOWN), server=ServerSettings(drain=DRAIN), registry=str(registry)
+    )
+    gateway = Gateway(settings).running(registry=registry)
+    try:
+        running = await gateway.__aenter__()
+    except ConfigError as error:
+        raise StartError(f"{error} For make run that is PORT=.") from error
+    try:
+        yield running.address
+    finally:
+        await gateway.__aexit__(None, None, None)
+
+
+async def buy_over_http(address: str, tally: Tally, say: Callable[[str], None]) -> None:
+    """Place an order with JSON, and follow it by events until it is shipped."""
+    order = {
+        "idempotencyKey": str(uuid.uuid4()),
+        "customerId": "customer-http",
+        "card": "card-visa",
+        "items": [{"productId": "p-0001", "quantity": 1}],
+    }
+    async with aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(total=15)) as client:
+        async with client.post("/v1/orders", json=order) as response:
+            body = await response.text()
+            if response.status != 200:
+                tally.failed += 1
+                say(f"an order over HTTP failed: {response.status} {body}")
+                return
+        placed = json_format.Parse(body, Order())
+        tally.placed += 1
+        tally.recent.appendleft(placed)
+        tally.sold.update({line.product_id: line.quantity for line in placed.lines})
+        say(f"over HTTP: {placed.id} costs {price(placed.total)}")
+        events = {"accept": "text/event-stream"}
+        async with client.get(f"/v1/orders/{placed.id}:watch", headers=events) as response:
+            async for line in response.content:
+                if line.startswith(b"data: {"):
+                    now = json_format.Parse(line[6:], Order(), ignore_unknown_fields=True)
+                    if now.id:
+                        say(f"over HTTP: {now.id} is {Order.State.Name(now.state)}")
