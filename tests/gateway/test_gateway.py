@@ -190,7 +190,8 @@ async def test_drain(town: Town) -> None:
             rest = [line async for line in lines]
             assert "event: error" in rest
             assert any("is shutting down" in line for line in rest)
-            assert "is shutting down" in [str(one) async for one in socket][-1]
+            assert "is shutting down" in str(await socket.recv())
+            await socket.wait_closed()
             assert socket.close_code == 4014
         assert not stopping.done()
         with pytest.raises(httpx.ConnectError):
