@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from google.protobuf.descriptor import ServiceDescriptor
 
 from framework.config import ServerSettings
+from framework.errors import ConfigError
 from framework.http.admission import Admission
 from framework.http.app import HttpApp
 from framework.http.exchange import Conduct
@@ -25,13 +26,19 @@ from framework.server.server import Server
 log = logging.getLogger("framework.http")
 
 
-def http_beside(server: Server, settings: ServerSettings) -> HttpServer:
+def http_beside(server: Server, settings: ServerSettings, *, shared: bool = False) -> HttpServer:
     """The HTTP server for the methods of a gRPC server, which has started.
 
+    Args:
+        shared: other processes serve on the same port.
+
     Raises:
+        ConfigError: such a port must have a number.
         RuleError: a google.api.http rule that cannot be served.
     """
     web = settings.http
+    if shared and not web.port:
+        raise ConfigError("workers cannot share any free port for HTTP; choose one with --http")
     live: set[Conduct] = set()
     admission = Admission(web)
     app = HttpApp(
@@ -46,7 +53,7 @@ def http_beside(server: Server, settings: ServerSettings) -> HttpServer:
         return "" if server.health.is_serving else f"{server.address} does not serve"
 
     front = Front(app, web, health_pages(unready))
-    return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http")
+    return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http", shared=shared)
 
 
 def _described(pipeline: Pipeline) -> Iterator[ServiceDescriptor]:

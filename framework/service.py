@@ -174,7 +174,7 @@ class Service:
             server = Server(pipeline, settings.server, grpc_interceptors=self._grpc_interceptors, shared=shared)
             await server.start()
             exits.push_async_callback(server.stop)
-            beside = await self._beside(server, settings.server)
+            beside = await self._beside(server, settings.server, shared=shared)
             if beside is not None:
                 exits.push_async_callback(beside.stop)
             lease: Lease | None = None
@@ -196,7 +196,7 @@ class Service:
             if not shared:
                 log.info("%s has stopped", self.name)
 
-    async def _beside(self, server: Server, settings: ServerSettings) -> HttpServer | None:
+    async def _beside(self, server: Server, settings: ServerSettings, *, shared: bool) -> HttpServer | None:
         """HTTP beside gRPC, when the settings have a port for it."""
         if settings.http.port is None:
             return None
@@ -206,10 +206,11 @@ class Service:
             raise ConfigError(
                 f"{error.name} is not installed; to serve HTTP takes: pip install framework-grpc[gateway]"
             ) from None
-        beside = http_beside(server, settings)
+        beside = http_beside(server, settings, shared=shared)
         await beside.start()
         server.http_port = beside.port
-        log.info("%s serves HTTP on http://%s", self.name, beside.address)
+        if not shared:
+            log.info("%s serves HTTP on http://%s", self.name, beside.address)
         return beside
 
     def _instance(self, settings: ServerSettings, port: int) -> Instance:

@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
 def command(args: argparse.Namespace) -> list[str]:
     """What to run for the same once more, wherever this was called from."""
     given = [
-        f"--{name}={getattr(args, name)}" for name in (*SERVER, "http", "registry", "config") if getattr(args, name) is not None
+        f"--{name}={getattr(args, name)}"
+        for name in (*SERVER, "http", "registry", "config")
+        if getattr(args, name) is not None
     ]
     return [sys.executable, "-m", "framework", "run", args.target, *given]
 

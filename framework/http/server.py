@@ -46,6 +46,7 @@ class HttpServer:
         limits: what a client may take up.
         live: the calls in flight, which this ends when it stops.
         option: what a person changes the port with, for messages.
+        shared: other processes listen on the same port.
 
     Attributes:
         port: that it listens on.
@@ -60,11 +61,13 @@ class HttpServer:
         live: set[Conduct],
         *,
         option: str = "--port",
+        shared: bool = False,
     ) -> None:
         self.host = host.strip("[]")
         self.port = port
         self._live = live
         self._option = option
+        self._shared = shared
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -110,7 +113,7 @@ class HttpServer:
         except OSError:
             raise ConfigError(f"cannot listen on {self.host}: it is no address of this machine.") from None
         try:
-            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+            return socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=self._shared)
         except OSError as error:
             if self.port and not isinstance(error, socket.gaierror):
                 raise ConfigError(

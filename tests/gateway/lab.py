@@ -20,7 +20,8 @@ from framework.discovery import Registry
 from framework.discovery.local import LocalRegistry
 from framework.gateway import Gateway
 from framework.gateway.gateway import Running
-from framework.http.methods import method_of, services_in
+from framework.http.methods import services_in
+from framework.options import method_of
 from framework.server.reflection import METHODS
 from framework.server.servicer import Servicer
 from framework.web import GatewaySettings

@@ -17,7 +17,8 @@ from framework.call import Call, Handler, Method, Reply, current
 from framework.client.stub import StreamReply, UnaryReply
 from framework.config import Drain, ServerSettings, Settings
 from framework.errors import Code
-from framework.http.methods import method_of, services_in
+from framework.http.methods import services_in
+from framework.options import method_of
 from framework.server.server import Server
 from framework.web import WebSettings
 from tests.gateway.lab import AT_ONCE, SHOP, Shop, pool, until
