@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator
@@ -115,7 +116,9 @@ class HttpServer:
         try:
             return socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=self._shared)
         except OSError as error:
-            if self.port and not isinstance(error, socket.gaierror):
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(f"cannot listen on {self.host}: it is no address of this machine.") from None
+            if self.port:
                 raise ConfigError(
                     f"port {self.port} on {self.host} is in use or may not be used. "
                     f"Choose another with {self._option}, or 0 for any free one."
