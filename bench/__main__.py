@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, discovery, http, start, workers
+from bench import calls, discovery, gateway, http, start, workers
 from bench.harness import Row
 
 BENCHES = {
@@ -22,6 +22,7 @@ BENCHES = {
     "local": discovery.local,
     "consul": discovery.consul,
     "http": http.http,
+    "gateway": gateway.gateway,
     "start": start.start,
     "workers": workers.workers,
 }
