@@ -63,16 +63,18 @@ service = Service("gateway-bench", servicers=[Echo()])
 
 
 def fastapi(address: str) -> None:
-    """What a person writes by hand: a route, json_format, a stub, json_format. Prints its port."""
+    """What a person writes: a route with models, json_format, a stub, json_format. Says its port."""
     import grpc.aio
     import uvicorn
-    from fastapi import FastAPI, Request, Response  # type: ignore[import-not-found]  # fetched by scripts/tools
+    from fastapi import FastAPI  # type: ignore[import-not-found]  # fetched by scripts/tools
     from google.protobuf import json_format
+    from pydantic import create_model  # type: ignore[import-not-found]  # comes with it
 
+    info = create_model("Info", reason=(str, ...), domain=(str, ""), metadata=(dict[str, str], {}))
     app = FastAPI()
     stubs: list[Any] = []
 
-    async def echo(request: Request) -> Response:
+    async def echo(given: Any) -> Any:
         if not stubs:
             channel = grpc.aio.insecure_channel(address)
             stubs.append(
@@ -82,12 +84,11 @@ def fastapi(address: str) -> None:
                     response_deserializer=ErrorInfo.FromString,
                 )
             )
-        message = json_format.ParseDict(await request.json(), ErrorInfo())
-        reply = await stubs[0](message, timeout=10)
-        return Response(json_format.MessageToJson(reply, indent=None), media_type="application/json")
+        message = json_format.ParseDict(given.model_dump(), ErrorInfo())
+        return json_format.MessageToDict(await stubs[0](message, timeout=10))
 
-    echo.__annotations__ = {"request": Request, "return": Response}
-    app.post(PATH, response_class=Response)(echo)
+    echo.__annotations__ = {"given": info, "return": info}
+    app.post(PATH)(echo)
     config = uvicorn.Config(app, port=0, http="httptools", loop="uvloop", access_log=False, log_level="info")
     uvicorn.Server(config).run()
 
@@ -278,7 +279,7 @@ async def gateway() -> AsyncIterator[Row]:
                     PYTHONPATH=str(Path(package).parents[1]),
                 )
             )
-            name = "FastAPI and a stub"
+            name = "FastAPI, models and a stub"
             await _until_ready(rival.port)
             yield await paired("gateway, small request", "us", _block(ours), name, _block(rival), "<= 0.5")
             await _until_ready(cohosted.port)
