@@ -183,7 +183,7 @@ def test_grpcurl_lists_describes_and_checks(shop: Running) -> None:
     assert "shop.orders.v1.Orders" in grpcurl(address, "list").splitlines()
     described = grpcurl(address, "describe", "shop.orders.v1.Orders")
     assert (
-        "rpc FillBasket ( stream .shop.orders.v1.BasketChange ) returns ( stream .shop.orders.v1.Basket );" in described
+        "rpc FillBasket ( stream .shop.orders.v1.BasketChange ) returns ( stream .shop.orders.v1.Basket )" in described
     )
     asked = ("-d", '{"service": "shop.orders.v1.Orders"}', address, "grpc.health.v1.Health/Check")
     assert '"SERVING"' in grpcurl(*asked)
