@@ -71,7 +71,9 @@ def changes(old: Settings, new: Settings) -> list[Change]:
     found = []
     if old.registry != new.registry:
         found.append(Change("registry", old.registry, new.registry, restart=True))
-    found += [dataclasses.replace(change, restart=True) for change in _table("server", old.server, new.server)]
+    for name in ("server", "gateway"):
+        differ = _table(name, getattr(old, name), getattr(new, name))
+        found += [dataclasses.replace(change, restart=True) for change in differ]
     found += _client("client", old.client, new.client, None)
     for name in sorted(old.clients.keys() | new.clients.keys()):
         above = (old.client, new.client)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from framework.config import Settings
 from framework.errors import ConfigError
 from framework.http.admission import client_of
 from framework.http.forwarded import Proxies
 from framework.http.front import Front
-from framework.web import CorsSettings, WebSettings
+from framework.reload import changes
+from framework.web import CorsSettings, GatewaySettings, WebSettings
 from tests.http.driver import Conversation, Response, open_socket, scope
 
 SHOP = "https://shop.example.com"
@@ -179,4 +181,13 @@ def test_proxies_remember() -> None:
     proxies = Proxies(["10.0.0.0/8", "::1"])
     assert [proxies.trusts(one) for one in ("10.9.9.9", "::1", "11.0.0.1", "unix", "")] == [
         *(True, True, False, False, False)
+    ]
+
+
+def test_changes_of_the_file() -> None:
+    """What a gateway was started with stays; the log is to say so."""
+    old, new = Settings(), Settings(gateway=GatewaySettings(services=("a", "b"), cors=CorsSettings(max_age=5.0)))
+    assert [(str(one), one.restart) for one in changes(old, new)] == [
+        ("gateway.cors.max_age 10m -> 5s", True),
+        ("gateway.services () -> ('a', 'b')", True),
     ]
