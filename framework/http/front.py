@@ -26,8 +26,10 @@ _FORWARDED = frozenset(
 )
 
 App: TypeAlias = Callable[[Scope, Receive, Send], Any]
-Page: TypeAlias = Callable[[], tuple[int, bytes, bytes]]
-"""Status, content type and body of a page."""
+Page: TypeAlias = Callable[[], tuple[int, Headers, bytes]]
+"""Status, headers and body of a page."""
+
+_JSON: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
 def health_pages(unready: Callable[[], str]) -> dict[str, Page]:
@@ -37,12 +39,12 @@ def health_pages(unready: Callable[[], str]) -> dict[str, Page]:
         unready: why they should not; empty when they should.
     """
 
-    def healthz() -> tuple[int, bytes, bytes]:
-        return 200, b"application/json", b'{"status":"SERVING"}'
+    def healthz() -> tuple[int, Headers, bytes]:
+        return 200, _JSON, b'{"status":"SERVING"}'
 
-    def readyz() -> tuple[int, bytes, bytes]:
+    def readyz() -> tuple[int, Headers, bytes]:
         if reason := unready():
-            return 503, b"application/json", text({"status": "NOT_SERVING", "reason": reason})
+            return 503, _JSON, text({"status": "NOT_SERVING", "reason": reason})
         return healthz()
 
     return {"/healthz": healthz, "/readyz": readyz}
@@ -86,8 +88,8 @@ class Front:
                 return
         page = self.pages.get(scope["path"])
         if page is not None and scope["method"] in ("GET", "HEAD"):
-            status, content_type, body = page()
-            await _respond(send, status, [(b"content-type", content_type), (b"cache-control", b"no-store")], body)
+            status, headers, body = page()
+            await _respond(send, status, list(headers), body)
             return
         cors = self._cors.headers(origin)
 
