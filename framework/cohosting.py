@@ -16,7 +16,8 @@ from framework.errors import ConfigError
 from framework.http.admission import Admission
 from framework.http.app import HttpApp
 from framework.http.exchange import Conduct
-from framework.http.front import Front, health_pages
+from framework.http.front import Front
+from framework.http.pages import docs_pages, health_pages
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
 from framework.server.local import Local
@@ -26,10 +27,11 @@ from framework.server.server import Server
 log = logging.getLogger("framework.http")
 
 
-def http_beside(server: Server, settings: ServerSettings, *, shared: bool = False) -> HttpServer:
+def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: bool = False) -> HttpServer:
     """The HTTP server for the methods of a gRPC server, which has started.
 
     Args:
+        name: of the service.
         shared: other processes serve on the same port.
 
     Raises:
@@ -52,7 +54,10 @@ def http_beside(server: Server, settings: ServerSettings, *, shared: bool = Fals
     def unready() -> str:
         return "" if server.health.is_serving else f"{server.address} does not serve"
 
-    front = Front(app, web, health_pages(unready))
+    pages = health_pages(unready)
+    if web.docs:
+        pages |= docs_pages(lambda: app.services, name, app.settings)
+    front = Front(app, web, pages)
     return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http", shared=shared)
 
 

@@ -206,7 +206,7 @@ class Service:
             raise ConfigError(
                 f"{error.name} is not installed; to serve HTTP takes: pip install framework-grpc[gateway]"
             ) from None
-        beside = http_beside(server, settings, shared=shared)
+        beside = http_beside(self.name, server, settings, shared=shared)
         await beside.start()
         server.http_port = beside.port
         if not shared:

@@ -166,6 +166,7 @@ class WebSettings(Table):
         trusted: proxies whose X-Forwarded-* headers are believed; those of others are dropped.
         rate_limit: how often each caller may call, all methods together.
         rate_limits: the same for single methods or services, by full name, `shop.orders.v1.Orders/PlaceOrder`.
+        docs: serve `/docs`, `/openapi.json` and `/openapi.yaml`.
         rate_key: request header by which callers are told apart, `x-api-key`; empty is their identity or address.
     """
 
@@ -180,6 +181,7 @@ class WebSettings(Table):
     trusted: tuple[str, ...] = setting((), networks)
     rate_limit: RateSettings = table(RateSettings(), RateSettings, off=NO_RATE_LIMIT)
     rate_limits: Mapping[str, RateSettings] = field(default_factory=lambda: MappingProxyType({}))
+    docs: bool = setting(True, boolean)
     rate_key: str = setting("", text)
 
     @classmethod

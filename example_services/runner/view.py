@@ -108,7 +108,7 @@ def hints(fleet: Fleet, http: str) -> str:
     grpcurl, missing = _command("grpcurl", fetched), "" if fetched else "  (grpcurl is fetched by make tools)\n"
     framework = _command("framework", str(Path(sys.executable).with_name("framework")))
     return f"""\
-Look at it over HTTP, where framework gateway serves it:
+Look at it in a browser, http://{http}/docs, or over HTTP:
   curl http://{http}/v1/products/p-0001
   curl -sN -H 'accept: text/event-stream' 'http://{http}/v1/stock:watch?productIds=p-0001' | head -4
   curl http://{http}/v1/orders --json '{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", \

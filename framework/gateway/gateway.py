@@ -29,7 +29,8 @@ from framework.gateway.description import Checked, Description, check, collision
 from framework.http.admission import Admission, Authenticate
 from framework.http.app import HttpApp
 from framework.http.exchange import Conduct
-from framework.http.front import Front, health_pages
+from framework.http.front import Front
+from framework.http.pages import docs_pages, health_pages
 from framework.http.rates import Rates
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
@@ -153,7 +154,11 @@ class Running:
         self._reported: set[str] = set()
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._checked: dict[str, Checked | str] = {}
-        self.front = Front(self._app([]), web, health_pages(self.unready))
+        self._app: HttpApp = self._application([])
+        pages = health_pages(self.unready)
+        if web.docs:
+            pages |= docs_pages(lambda: self._app.services, "Gateway", self._http)
+        self.front = Front(self._app, web, pages)
         assert web.port is not None  # its parser allows no other
         self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live)
 
@@ -232,7 +237,7 @@ class Running:
         del self.backends[backend.name]
         self._followers.pop(backend.name).cancel()
         if backend.generation is not None:
-            self.front.app = self._app(self._generations())
+            self._swap(self._application(self._generations()))
             backend.replace(None)
         self._changed.set()
 
@@ -268,7 +273,7 @@ class Running:
             if name in self.backends:
                 opened[name] = Generation(checked, await self._open(name))
         kept = {one.name: one.generation for one in self.backends.values() if one.generation is not None}
-        self.front.app = await asyncio.to_thread(self._app, list({**kept, **opened}.values()))
+        self._swap(await asyncio.to_thread(self._application, list({**kept, **opened}.values())))
         for name, generation in opened.items():
             described = ", ".join(generation.checked.description.services)
             log.info("%s serves %s (%d routes)", name, described, len(generation.checked.routes))
@@ -316,7 +321,10 @@ class Running:
     def _generations(self) -> list[Generation]:
         return [one.generation for one in self.backends.values() if one.generation is not None]
 
-    def _app(self, generations: Iterable[Generation]) -> HttpApp:
+    def _swap(self, app: HttpApp) -> None:
+        self._app = self.front.app = app
+
+    def _application(self, generations: Iterable[Generation]) -> HttpApp:
         by_pool = {one.checked.services[0].file.pool: one for one in generations}
         services = [service for one in by_pool.values() for service in one.checked.services]
         binders = {service.full_name: one for one in by_pool.values() for service in one.checked.services}

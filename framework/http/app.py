@@ -64,6 +64,7 @@ class HttpApp:
         report: bool = True,
     ) -> None:
         services = tuple({service.full_name: service for service in services}.values())
+        self.services = services
         self.settings = settings or HttpSettings()
         self.origins = Origins(self.settings.origins)
         self.guard = guard

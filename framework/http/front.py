@@ -29,26 +29,6 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Any]
 Page: TypeAlias = Callable[[], tuple[int, Headers, bytes]]
 """Status, headers and body of a page."""
 
-_JSON: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-
-
-def health_pages(unready: Callable[[], str]) -> dict[str, Page]:
-    """`/healthz`, which says that the process lives, and `/readyz`, which says whether calls should come.
-
-    Args:
-        unready: why they should not; empty when they should.
-    """
-
-    def healthz() -> tuple[int, Headers, bytes]:
-        return 200, _JSON, b'{"status":"SERVING"}'
-
-    def readyz() -> tuple[int, Headers, bytes]:
-        if reason := unready():
-            return 503, _JSON, text({"status": "NOT_SERVING", "reason": reason})
-        return healthz()
-
-    return {"/healthz": healthz, "/readyz": readyz}
-
 
 class Front:
     """An ASGI 3 application before another.

@@ -113,6 +113,23 @@ async def test_readiness(town: Town) -> None:
     assert response.json()["reason"] == "no service can be called"
 
 
+async def test_docs(town: Town) -> None:
+    """A page, and the document of what is served now."""
+    running = await town.gateway(ready=False)
+    client = await town.client(running)
+    assert (await client.get("/openapi.json")).json()["paths"] == {}
+    await town.add("shop")
+    await until(client, "GET /readyz", 200)
+    document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {"/v1/things/{name}", "/v1/things", "/v1/things/{name}:watch", "/v1/talk"}
+    assert (await client.get("/openapi.yaml")).text.startswith("openapi: ")
+    page = await client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "script-src" in page.headers["content-security-policy"]
+    without = await town.client(await town.gateway(docs=False))
+    assert (await without.get("/docs")).status_code == 404
+
+
 async def test_only_some_services(town: Town) -> None:
     """What is not named is not there."""
     await town.add("shop")
