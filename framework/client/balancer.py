@@ -15,6 +15,9 @@ from framework.policy import BalancerName
 FORGOTTEN = 1.0
 """Seconds after which an endpoint that loses every comparison is picked once, to learn whether it has recovered."""
 
+MOST_DOUBLINGS = 4
+"""Failures in a row of which each doubles them."""
+
 
 class Balancer(Protocol):
     """Picks among endpoints that are ready. One that it looks at and finds idle starts to connect."""
@@ -49,7 +52,9 @@ class PeakEwma:
         a, b = ready[first], ready[second + (second >= first)]
         if a.cost(now) > b.cost(now):
             a, b = b, a
-        return b if b.last_pick + FORGOTTEN < now and b.pending == 0 else a
+        if b.last_pick + FORGOTTEN < now and b.pending == 0 and not _lately_failed(b, now):
+            return b
+        return a
 
     def changed(self) -> None:
         pass
@@ -134,6 +139,11 @@ def _aliases(weights: Sequence[float]) -> list[tuple[float, int]]:
         if left[rich] < 1.0:
             small.append(large.pop())
     return table
+
+
+def _lately_failed(endpoint: Endpoint, now: float) -> bool:
+    """Every failure in a row doubles the time after which it is tried again: each try may cost a call."""
+    return endpoint.last_pick + FORGOTTEN * 2.0 ** min(endpoint.breaker.row, MOST_DOUBLINGS) >= now
 
 
 def _wake(endpoint: Endpoint) -> None:

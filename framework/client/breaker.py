@@ -105,6 +105,7 @@ class Breaker:
 
     Attributes:
         closed: all is well; a plain attribute, since every call looks at it.
+        row: failures, and calls without an answer, since the last success.
         generation: another number in every state that it enters; the permit of a call that counts in this one.
         reason: why it opened last, for people.
     """
@@ -121,7 +122,6 @@ class Breaker:
         "_marks",
         "_permits",
         "_random",
-        "_row",
         "_settings",
         "_slow",
         "_slows",
@@ -133,13 +133,14 @@ class Breaker:
         "closed",
         "generation",
         "reason",
+        "row",
     )
 
     def __init__(self, settings: BreakerSettings, rng: random.Random) -> None:
         self._random = rng.random
         self._half = settings.open
         self.generation = UNCOUNTED
-        self._row = 0  # CLOSED: failures since the last success
+        self.row = 0  # CLOSED: failures since the last success
         self._calls = self._failures = self._slows = 0  # CLOSED: since it is
         self._calls_before = self._failures_before = self._slows_before = 0  # of them, before the window
         self._marks = _NO_MARKS  # of them, before each bucket of the window
@@ -210,7 +211,7 @@ class Breaker:
         if duration >= self._slow:
             self._slows += 1
         if treatment is _SUCCESS:
-            self._row = 0
+            self.row = 0
         else:
             self._failures += 1
             if treatment is _FAILURE and self._in_a_row(now, "failures in a row"):
@@ -220,10 +221,10 @@ class Breaker:
             self._judge(now, calls, self._failures - self._failures_before, self._slows - self._slows_before)
 
     def _in_a_row(self, now: float, what: str) -> bool:
-        self._row += 1
-        if self._row != self._settings.consecutive:
+        self.row += 1
+        if self.row != self._settings.consecutive:
             return False
-        self._open(now, f"{self._row} {what}")
+        self._open(now, f"{self.row} {what}")
         return True
 
     def _judge(self, now: float, calls: int, failures: int, slows: int) -> None:
@@ -269,7 +270,7 @@ class Breaker:
         self._clear()
 
     def _clear(self) -> None:
-        self._row = self._calls = self._failures = self._slows = 0
+        self.row = self._calls = self._failures = self._slows = 0
         self._calls_before = self._failures_before = self._slows_before = 0
         self._marks = _NO_MARKS.copy()
 
@@ -284,7 +285,7 @@ class Breaker:
     def __repr__(self) -> str:
         if self._state is _CLOSED:
             calls, failures = self._calls - self._calls_before, self._failures - self._failures_before
-            return f"<Breaker closed: {failures} of {calls} failed, {self._row} in a row>"
+            return f"<Breaker closed: {failures} of {calls} failed, {self.row} in a row>"
         if self._state is _OPEN:
             return f"<Breaker open until {self._until:.3f}: {self.reason}>"
         return f"<Breaker half open: {self._wanted - self._permits} probes out, {self._wanted} to succeed>"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 
-from framework import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted, RpcError, Unavailable
+from framework import Cancelled, Code, DeadlineExceeded, Internal, NotFound, ResourceExhausted, RpcError, Unavailable
+from framework.call import Outcome
 from framework.client.balancer import BALANCERS, Balancer, PeakEwma, RoundRobin
+from framework.client.breaker import Treatment
 from framework.client.endpoint import Endpoint
 from tests.client.simulation import FakeTransport, endpoint, endpoints, fails, never, pick, simulate, takes
 
@@ -135,6 +138,25 @@ def test_recovered_node_is_found_again() -> None:
     simulate(balancer, targets, {**answers, "e0": takes(2.0)}, calls=3000, rate=300.0, rng=rng)
     picks, _ = simulate(balancer, targets, answers, calls=30_000, rate=300.0, rng=rng)
     assert picks["e0"] > 2000
+
+
+def test_failing_node_is_tried_again_ever_later() -> None:
+    """One that loses every comparison is tried after 1 s; with each failure in a row after twice the time."""
+    good, bad = endpoints(2)
+    good.observe(0.0, 0.001)
+    balancer, tries, now = PeakEwma(random.Random(5)), list[float](), 0.0
+    bad.observe(0.0, 100.0)
+    while now < 20.0:
+        now += 0.01
+        target = pick(balancer, [good, bad], now)
+        permit = target.begin(now)
+        if target is bad:
+            tries.append(now)
+            target.failed(now, permit, 0.01, Outcome(Code.UNAVAILABLE), Treatment.FAILURE, 100.0)
+        else:
+            target.answered(now, permit, 0.001)
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
+    assert gaps == pytest.approx([2.0, 4.0, 8.0], abs=0.03)
 
 
 def test_peak_is_believed_at_once() -> None:

@@ -279,7 +279,7 @@ async def test_failures_made_here() -> None:
             with pytest.raises(Exception, match="UnaryUnary"):
                 await here.client.UnaryUnary("no message")  # type: ignore[arg-type]  # on purpose
         assert states(here) == [State.CLOSED] * 2
-        assert [(at(here, peer).host.failures, at(here, peer).breaker._row) for peer in names(here)] == [(0, 0)] * 2
+        assert [(at(here, peer).host.failures, at(here, peer).breaker.row) for peer in names(here)] == [(0, 0)] * 2
 
 
 async def test_method_that_does_not_count() -> None:

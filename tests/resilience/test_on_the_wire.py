@@ -225,12 +225,12 @@ async def test_oversize_message(wire: str) -> None:
         for _ in range(10):
             error = await here.fail(request="x" * 5000)
             assert isinstance(error, ResourceExhausted)
-        assert [(one.host.failures, one.breaker._row) for one in here.endpoints] == [(0, 0)] * 3
+        assert [(one.host.failures, one.breaker.row) for one in here.endpoints] == [(0, 0)] * 3
         here.script(says("y" * 5000))
         for _ in range(10):
             assert isinstance(await here.fail(), ResourceExhausted)
         assert len(here.calls) == 10
-        assert [(one.host.failures, one.breaker._row) for one in here.endpoints] == [(0, 0)] * 3
+        assert [(one.host.failures, one.breaker.row) for one in here.endpoints] == [(0, 0)] * 3
         here.script(says())
         assert await here.call() == "done"
 
