@@ -53,6 +53,9 @@ class Gate:
     Args:
         clock: seconds, exact within a turn of the loop.
         soon: calls a function in the next turn of the loop.
+
+    Attributes:
+        line: those that wait.
     """
 
     __slots__ = (
@@ -66,13 +69,13 @@ class Gate:
         "_quiet",
         "_seen",
         "_soon",
-        "_waiting",
+        "line",
     )
 
     def __init__(self, clock: Callable[[], float], soon: Callable[[Callable[[], None]], object]) -> None:
         self._clock = clock
         self._soon = soon
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.line: deque[asyncio.Future[None]] = deque()
         self._began = 0.0  # the latest call that had waited
         self._interval = 0.0  # from one beginning to the next
         self._paused = 0.0  # end of the latest pause
@@ -85,12 +88,12 @@ class Gate:
     @property
     def waiting(self) -> int:
         """Calls that wait."""
-        return len(self._waiting)
+        return len(self.line)
 
     @property
     def wait(self) -> float:
         """Seconds that one more call would wait."""
-        return len(self._waiting) * self._interval
+        return len(self.line) * self._interval
 
     def arrived(self) -> None:
         """A call has been handed over."""
@@ -101,13 +104,13 @@ class Gate:
         """Whether a call that could begin now has to wait for its turn."""
         if not (at := arrival.get()):
             return False  # not from grpc
-        return bool(self._waiting) or now - at > BUSY
+        return bool(self.line) or now - at > BUSY
 
     async def turn(self) -> None:
         """Wait until the caller may begin."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
+        self.line.append(waiter)
+        if len(self.line) == 1:
             self._began = self._clock()
             self._soon(self._look)
         await waiter
@@ -122,14 +125,14 @@ class Gate:
         if self._pausing:
             self._pausing = self._still_arriving(now)
             self._paused = now
-        while self._waiting and not self._pausing:
-            waiter = self._waiting.popleft()
+        while self.line and not self._pausing:
+            waiter = self.line.popleft()
             if not waiter.done():  # else its caller has gone
                 waiter.set_result(None)
                 self._interval += SMOOTHING * (now - self._began - self._interval)
                 self._began = now
                 break
-        if self._waiting:
+        if self.line:
             self._soon(self._look)
 
     def _still_arriving(self, now: float) -> bool:
@@ -142,4 +145,4 @@ class Gate:
         return self._quiet < QUIET
 
     def __repr__(self) -> str:
-        return f"<Gate {len(self._waiting)} waiting, one in {self._interval * 1000:.1f}ms>"
+        return f"<Gate {len(self.line)} waiting, one in {self._interval * 1000:.1f}ms>"

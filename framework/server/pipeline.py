@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -56,17 +56,9 @@ LATENCY_WINDOW = 5.0
 NEVER = -1
 """Milliseconds of a pushback that means: not at all."""
 
-ANSWERS = frozenset(
-    {
-        Code.OK,
-        Code.NOT_FOUND,
-        Code.ALREADY_EXISTS,
-        Code.FAILED_PRECONDITION,
-        Code.ABORTED,
-        Code.OUT_OF_RANGE,
-    }
-)
-"""What a handler says when it has done its work; how long it takes to fail tells nothing."""
+_WORKED = ["OK", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE"]
+_ANSWERS = [code.name in _WORKED for code in Code]
+"""By code, whether a handler says it when it has done its work; how long it takes to fail tells nothing."""
 
 
 class Broken(Exception):
@@ -116,6 +108,7 @@ class Pipeline:
         self._complete = False
         self.calls: set[ServerCall] = set()
         self._clock = exact_clock()
+        self.time = asyncio.get_running_loop().time
         limits = self._settings.limiter
         self.limiter = Limiter(limits, random.Random()) if limits.maximum else None
         self.gate = Gate(self._clock, asyncio.get_running_loop().call_soon)
@@ -187,34 +180,35 @@ class Pipeline:
             return None if own.timeout == math.inf else own.timeout
         return None if method.server_streaming else self._settings.timeout
 
-    async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
+    def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> Coroutine[Any, Any, bytes]:
         """Serve a call with one reply; `raw` is the request, or None when `call.request` is a stream of them."""
-        if bound.latencies is not None:
-            return await self._admit(bound, call, raw)
-        return await self._answer(bound, call, raw)
+        return (self._answer if bound.latencies is None else self._admit)(bound, call, raw)
 
     async def _admit(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
-        limiter, latencies, clock = self.limiter, bound.latencies, self._clock
+        limiter, latencies, gate, clock = self.limiter, bound.latencies, self.gate, self._clock
         assert limiter is not None
         assert latencies is not None
-        level = Criticality.CRITICAL if call.criticality is None else call.criticality
-        if self.gate.wait >= self._settings.limiter.wait * SHARES[level] / 100 or not limiter.admit(level):
+        level = call.criticality
+        if level is None:
+            level = Criticality.CRITICAL
+        crowded = gate.line and gate.wait >= self._settings.limiter.wait * SHARES[level] / 100
+        if crowded or not limiter.admit(level):
             raise self._refuse(limiter, bound, call, level)
-        start = now = clock()
+        start = clock()
         try:
-            if self.gate.busy(now):
+            if gate.busy(start):
                 await self._turn(call)
                 start = clock()
-            if limiter.in_flight > 1 and call.deadline is not None:
+            if call.deadline is not None and limiter.in_flight > 1:
                 self._hurry(latencies, call)
             return await self._answer(bound, call, raw)
         finally:
-            code = OK.code if call.outcome is None else call.outcome.code
             now = clock()
-            if code in ANSWERS:
+            outcome = call.outcome
+            if outcome is None or _ANSWERS[outcome.code]:
                 latencies.record(now, now - start)
                 limiter.end(now, now - start)
-            elif code is Code.DEADLINE_EXCEEDED:
+            elif outcome.code is Code.DEADLINE_EXCEEDED:
                 limiter.end(now, now - start, expired=True)
             else:
                 limiter.leave()
@@ -316,7 +310,7 @@ class Pipeline:
         call.task = asyncio.current_task()
         current.set(call)
         self.calls.add(call)
-        if call.deadline is not None and call.remaining() == 0.0:  # it waited for so long that nobody waits for it
+        if call.deadline is not None and call.deadline <= self.time():  # it waited for so long that nobody waits for it
             raise Broken
         if bound.timeout is not None:
             self._limit_time(bound.timeout, call)

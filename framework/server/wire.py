@@ -121,12 +121,12 @@ class Requests(Stream[Any]):
         pass  # not reading to the end is the servicer's right; the call's end ends the upload
 
 
-def _open(bound: Bound, context: Any) -> ServerCall:
+def _open(pipeline: Pipeline, bound: Bound, context: Any) -> ServerCall:
     remaining = context.time_remaining()
     return incoming_call(
         bound.method,
         context.invocation_metadata(),
-        deadline=None if remaining is None else asyncio.get_running_loop().time() + remaining,
+        deadline=None if remaining is None else pipeline.time() + remaining,
         peer=context.peer(),
         wire=GrpcWire(context),
     )
@@ -165,7 +165,7 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
     """The method handler that grpc.aio is to serve a method with."""
 
     async def unary_unary(raw: bytes, context: Any) -> bytes:
-        call = _open(bound, context)
+        call = _open(pipeline, bound, context)
         try:
             reply = await pipeline.answer(bound, call, raw)
         except RpcError as error:
@@ -179,7 +179,7 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
         return reply
 
     async def stream_unary(_: Any, context: Any) -> bytes:
-        call = _open(bound, context)
+        call = _open(pipeline, bound, context)
         call.request = Requests(call, context, bound.decode)
         try:
             reply = await pipeline.answer(bound, call, None)
@@ -216,10 +216,10 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
         await wire.header_is_out()
 
     async def unary_stream(raw: bytes, context: Any) -> None:
-        await stream(raw, context, _open(bound, context))
+        await stream(raw, context, _open(pipeline, bound, context))
 
     async def stream_stream(_: Any, context: Any) -> None:
-        call = _open(bound, context)
+        call = _open(pipeline, bound, context)
         call.request = Requests(call, context, bound.decode)
         await stream(None, context, call)
 
