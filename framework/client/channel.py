@@ -13,28 +13,34 @@ from framework.client.budget import RetryBudget
 from framework.client.fallback import Fallback, fallback, without_fallback
 from framework.client.hedging import Hedges
 from framework.client.pool import Pool
-from framework.interceptors.criticality import criticality
-from framework.interceptors.deadline import deadline
-from framework.interceptors.request_id import request_id
+from framework.interceptors.inherit import inherit
 from framework.percentile import Latencies
 from framework.policy import ClientSettings, policy_of
 
 
 class Bound:
-    """The handler of a method that stays the same while settings change below it."""
+    """A method whose handler stays the same while settings change below it.
 
-    __slots__ = ("__weakref__", "handler")
+    Attributes:
+        inner: what the handler calls now.
+        handler: what clients are given. A function, since calling an object costs twice as much.
+    """
 
-    handler: Handler
+    __slots__ = ("handler", "inner")
 
-    def __call__(self, call: Call) -> Awaitable[Reply]:
-        return self.handler(call)
+    def __init__(self, inner: Handler) -> None:
+        self.inner = inner
+
+        def handler(call: Call) -> Awaitable[Reply]:
+            return self.inner(call)
+
+        self.handler: Handler = handler
 
 
 class ServiceChannel:
     """Calls to one service, balanced over its instances.
 
-    From outer to inner: the user's interceptors, fallback, deadline, request id, criticality, then `attempts`:
+    From outer to inner: the user's interceptors, fallback, `inherit` (deadline, id, criticality), then `attempts`:
     bulkhead, retries or hedges, and for each attempt a pick, the endpoint's breaker and the wire.
 
     Args:
@@ -70,10 +76,8 @@ class ServiceChannel:
         """The handler of a method, interceptors and all; the same one every time."""
         bound = self._bound.get(method)
         if bound is None:
-            bound = Bound()
-            bound.handler = self._stack(method)
-            self._bound[method] = bound
-        return bound
+            bound = self._bound[method] = Bound(self._stack(method))
+        return bound.handler
 
     def _stack(self, method: Method[Any, Any]) -> Handler:
         policy = policy_of(method, self.settings)
@@ -85,7 +89,7 @@ class ServiceChannel:
             if policy.hedge is not None:
                 attempts.hedges = Hedges(attempts, policy.hedge)
             handler = attempts.unary
-        own = [deadline(policy.timeout, policy.idle), request_id, criticality(policy.criticality)]
+        own = [inherit(policy.timeout, policy.idle, policy.criticality)]
         if self._fallbacks:
             answer = self._fallbacks.get(method.name)
             own.insert(0, without_fallback if answer is None else fallback(answer))
@@ -108,7 +112,7 @@ class ServiceChannel:
             raise
         self.pool.configure(settings)
         for method, handler in handlers.items():
-            self._bound[method].handler = handler
+            self._bound[method].inner = handler
 
     async def close(self, grace: float | None = None) -> None:
         """Close every connection; calls in flight are cancelled. `grace` is grpc.aio's, and not waited for."""

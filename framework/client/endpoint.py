@@ -120,8 +120,14 @@ class Endpoint:
 
     def answered(self, now: float, permit: int, latency: float) -> None:
         """A call was answered with OK after `latency` seconds, and has ended."""
-        self.observe(now, latency)
-        self.succeeded(now, permit, latency)
+        self.pending -= 1
+        self.host.successes += 1
+        self.breaker.end(now, permit, _SUCCESS, latency)
+        weight = math.exp((self._stamp - now) / TAU)  # as `observe` does; every call comes here
+        self._stamp = now
+        if latency < self._ewma:
+            latency = self._ewma * weight + latency * (1.0 - weight)
+        self._ewma = latency if latency > 1e-9 else 1e-9
 
     def succeeded(self, now: float, permit: int, latency: float) -> None:
         """A call whose latency was observed before has ended with OK."""

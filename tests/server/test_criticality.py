@@ -12,7 +12,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from framework import Call, Context, Criticality, NotFound, ServerSettings, Service, Settings, Unavailable
 from framework.call import current
-from framework.interceptors.criticality import KEY, criticality
+from framework.interceptors.criticality import KEY
+from framework.interceptors.inherit import inherit
 from framework.server.context import incoming_call
 from framework.server.server import Server
 from tests.invariants.conftest import NO_WAIT
@@ -28,7 +29,7 @@ def sent(call: Call, default: str | None = None) -> tuple[Any, Any]:
     async def handler(call: Call) -> None:
         handled.append(call)
 
-    criticality(default)(METHOD, handler)(call).close()  # type: ignore[attr-defined]  # a coroutine
+    inherit(None, None, default)(METHOD, handler)(call).close()  # type: ignore[attr-defined]  # a coroutine
     return call.criticality, dict(call.metadata).get(KEY)
 
 
