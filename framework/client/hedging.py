@@ -207,7 +207,7 @@ class Race(Tries):
     def begin(self, now: float) -> bool:
         """Begin another attempt, if there may be one."""
         attempts = self._owner.attempts
-        if self._begun >= self._limit or not attempts.pool.has_others(self.endpoints):
+        if self.over or self._begun >= self._limit or not attempts.pool.has_others(self.endpoints):
             return False
         if isinstance(self._context.run(attempts.may_repeat, self, at_once=True), str):
             return False
@@ -223,7 +223,8 @@ class Race(Tries):
         )
         hedge.inherited = self.inherited
         hedge.attempt = self._begun
-        task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context)
+        # A copy, because a hedge that fails asks in the context whether there may be another, and it can be entered once.
+        task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context.copy())
         self._hedges.add(task)
         if self._begun < self._limit:
             self._owner.wake(self._watched, now)

@@ -398,3 +398,11 @@ async def test_delay_that_has_become_shorter() -> None:
         assert await here.call() == "hedge"
         assert asyncio.get_running_loop().time() - start < 0.012
         await before
+
+
+async def test_hedge_that_fails_sends_the_next_at_once() -> None:
+    """The first hangs, the hedge fails with a code to retry: the next hedge begins at once and its reply counts."""
+    async with lab(6, hedge=HALF) as here:
+        here.script(hangs(), fails(after=0.1), says("third", after=0.02))
+        assert (await here.start(timeout=10)).value == "third"
+        assert moments(here) == [0, 500, 600]
