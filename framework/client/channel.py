@@ -21,11 +21,17 @@ from framework.policy import ClientSettings, policy_of
 
 
 class Bound:
-    """The handler of a method that stays the same while settings change below it."""
+    """The handler of a method that stays the same while settings change below it.
 
-    __slots__ = ("__weakref__", "handler")
+    Attributes:
+        handler: what a call goes through now.
+        outer: the same one inside the user's interceptors, which are bound once whatever the settings become.
+    """
+
+    __slots__ = ("__weakref__", "handler", "outer")
 
     handler: Handler
+    outer: Handler
 
     def __call__(self, call: Call) -> Awaitable[Reply]:
         return self.handler(call)
@@ -72,8 +78,9 @@ class ServiceChannel:
         if bound is None:
             bound = Bound()
             bound.handler = self._stack(method)
+            bound.outer = stack(self._interceptors, method, bound)
             self._bound[method] = bound
-        return bound
+        return bound.outer
 
     def _stack(self, method: Method[Any, Any]) -> Handler:
         policy = policy_of(method, self.settings)
@@ -89,7 +96,7 @@ class ServiceChannel:
         if self._fallbacks:
             answer = self._fallbacks.get(method.name)
             own.insert(0, without_fallback if answer is None else fallback(answer))
-        return stack((*self._interceptors, *own), method, handler)
+        return stack(own, method, handler)
 
     def apply(self, settings: ClientSettings) -> None:
         """Go by other settings from the next call on; connections and what is known of endpoints stay.

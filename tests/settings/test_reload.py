@@ -8,10 +8,22 @@ import gc
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from framework import ClientSettings, ConfigError, DeadlineExceeded, ServerSettings, Service, Settings
+from framework import (
+    Call,
+    ClientSettings,
+    ConfigError,
+    DeadlineExceeded,
+    Handler,
+    Method,
+    Reply,
+    ServerSettings,
+    Service,
+    Settings,
+)
 from framework.reload import SettingsFile, changes, follow, watch
 from framework.testing import Network, run_virtual
 from tests.cli.lab import serving, write
@@ -356,6 +368,31 @@ async def test_a_channel_follows(file: Path, network: Network) -> None:
             await client.UnaryUnary(text("x"))
         took.append(asyncio.get_running_loop().time() - start)
     assert took == pytest.approx([1, 0.5, 3])
+
+
+async def test_interceptors_are_bound_once(network: Network) -> None:
+    """What an interceptor keeps of a method outlives a change of the settings."""
+    bound: list[str] = []
+    calls: list[int] = []
+
+    def count(method: Method[Any, Any], next: Handler) -> Handler:
+        bound.append(method.name)
+        of_this_method: list[Call] = []
+
+        async def handler(call: Call) -> Reply:
+            of_this_method.append(call)
+            calls.append(len(of_this_method))
+            return await next(call)
+
+        return handler
+
+    network.script("echo").on(EchoMethods.UnaryUnary).reply(text("y"))
+    channel = network.connect("echo", interceptors=[count])
+    client = EchoClient(channel)
+    for timeout in (1, 2, 3):
+        channel.apply(ClientSettings(timeout=timeout))
+        await client.UnaryUnary(text("x"))
+    assert (bound.count("UnaryUnary"), calls) == (1, [1, 2, 3])
 
 
 def test_no_loop(file: Path) -> None:
