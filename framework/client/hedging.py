@@ -223,7 +223,7 @@ class Race(Tries):
         )
         hedge.inherited = self.inherited
         hedge.attempt = self._begun
-        # A copy, because a hedge that fails asks in the context whether there may be another, and it can be entered once.
+        # A copy: a hedge that fails asks in the context whether there may be another, and it cannot be entered twice.
         task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context.copy())
         self._hedges.add(task)
         if self._begun < self._limit:
