@@ -78,7 +78,7 @@ class Hedges:
             return
         line.append((due, watched))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(due, self._fire)
+            self._timer = self._call_at(due)
 
     def _fire_one(self, due: float, watched: Watched) -> None:
         if due == watched.due:
@@ -94,7 +94,11 @@ class Hedges:
                 watched.race.begin(now)
             line.popleft()
         # A loop may be early by its resolution: at the same moment again it would turn round and round.
-        self._timer = asyncio.get_running_loop().call_at(max(line[0][0], now + SHORTEST), self._fire) if line else None
+        self._timer = self._call_at(max(line[0][0], now + SHORTEST)) if line else None
+
+    def _call_at(self, due: float) -> asyncio.TimerHandle:
+        # In a context of its own: each timer sets the next, and would keep alive what the very first call knew.
+        return asyncio.get_running_loop().call_at(due, self._fire, context=contextvars.Context())
 
 
 class Watched:
