@@ -215,6 +215,22 @@ async def test_a_missing_file(file: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.virtual_time
+async def test_a_file_that_was_away(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has read that it is gone is told that it is back, unchanged."""
+    settings = load(file, '[client]\ntimeout = "1s"')
+    follow(settings, "catalog", catalog := Follower())
+    remove(file)
+    await asyncio.sleep(LOOKS)
+    replace(file, '[client]\ntimeout = "1s"')
+    await asyncio.sleep(LOOKS)
+    expected = [
+        "FILE is gone; the settings stay as they were",
+        "FILE can be used again; the settings stay as they were",
+    ]
+    assert (catalog.applied, lines(caplog, file)) == ([], expected)
+
+
+@pytest.mark.virtual_time
 async def test_a_file_that_is_not_there_yet(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
