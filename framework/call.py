@@ -175,6 +175,7 @@ class Call(Ending):
         received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.
         attempt: number of the attempt, from 1.
         give_up: ends an attempt that waits for its one reply, without waiting; set by the wire, None before.
+        fault: what the iterable of requests raised, if the call fails of that; set by the wire.
         criticality: how much it matters, None when nobody said so.
         wire: what the serving wire keeps with the call; None on clients.
     """
@@ -184,6 +185,7 @@ class Call(Ending):
         "attempt",
         "criticality",
         "deadline",
+        "fault",
         "give_up",
         "header",
         "idle",
@@ -227,6 +229,7 @@ class Call(Ending):
         self.received: Callable[[], Awaitable[tuple[Metadata, Metadata]]] | None = None
         self.attempt = 1
         self.give_up: Callable[[], Any] | None = None
+        self.fault: BaseException | None = None
         self.criticality: Criticality | None = None
         self.wire = wire
 

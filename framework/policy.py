@@ -312,7 +312,7 @@ class ClientSettings(Table):
         breaker: when an endpoint is taken out of use for what it does.
         outlier: when an endpoint is taken out of use for doing worse than the others.
         balancer: `peak_ewma` (power of two choices over peak-EWMA latency), `least_loaded` (over calls in flight),
-            `weighted` (round robin by the weights of the instances) or `round_robin`.
+            `weighted` (at random by the weights of the instances) or `round_robin`.
         subset: instances that one client uses at most; of more it takes a random subset of its own.
         connect_timeout: seconds an attempt to connect may take.
         keepalive: how a dead connection is found out.

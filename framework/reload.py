@@ -4,7 +4,7 @@
     |-----------------------------|---------------------------------------------------------------------------|
     | has changed                 | once it has stayed the same for one look: read, differences logged, told  |
     | cannot be used              | one line says why; the settings stay                                      |
-    | is gone                     | one line, when there was one; the settings stay                           |
+    | is gone                     | one line, when there was one; the settings stay; another when it is back  |
 
 Client settings take effect with the next call, on every channel that follows. Those of the server, the registry and
 what connections are made with are those that a process was started with: a change of them is logged as one that needs
@@ -233,6 +233,7 @@ class SettingsFile:
             return
         self.stamp = stamp
         if stamp is None:
+            self._refused = True
             log.warning("%s is gone; the settings stay as they were", self.path)
             return
         try:

@@ -144,18 +144,22 @@ async def find(name: str, service: str, url: str) -> str:
         if not registered:
             raise ConfigError(f"nothing is registered in {registry}. Start a service, or say where with --target")
         there: list[str] = []
+        silent: list[str] = []
         # The likeliest first: shop.catalog.v1.Catalog is probably served by `catalog`.
         words = service.lower().replace("_", "-").split(".")
         for candidate in sorted(registered, key=lambda one: (one not in words, one)):
             async with connect(candidate, settings=Settings(), registry=registry) as channel:
                 try:
                     names = await list_services(channel)
-                except (RpcError, ConfigError):
+                except (RpcError, ConfigError) as error:
+                    silent.append(f"{candidate} ({getattr(error, 'message', error)})")
                     continue
                 if service in names:
                     return candidate
                 there += [f"{one} (on {candidate})" for one in names if not one.startswith("grpc.")]
-        raise ConfigError(f"no registered service serves {service}. There are: {', '.join(there) or 'none that tell'}")
+        known = f". There are: {', '.join(there)}" if there else ""
+        unknown = f". What these serve is not known: {', '.join(silent)}" if silent else ""
+        raise ConfigError(f"no registered service serves {service}{known}{unknown}")
     finally:
         await registry.aclose()
 

@@ -5,6 +5,7 @@
     | provably did not leave                         | goes to another endpoint, at once and at no cost            |
     | failed, and the server says when to come back  | is made again after exactly that time, idempotent or not    |
     | failed, and the server says not to come back   | fails                                                       |
+    | failed of what the iterable of requests raised | fails with just that: it is no failure of the endpoint      |
     | failed with a code to retry, and is idempotent | is made again after a backoff                               |
     | took its `attempt_timeout`, and is idempotent  | the same                                                    |
     | failed otherwise                               | fails                                                       |
@@ -66,6 +67,19 @@ def _is_retry(serving: Call) -> bool:
     if serving.attempt > 1:
         return True
     return serving.get(PREVIOUS) is not None or serving.get(PREVIOUS_OF_GRPC) is not None
+
+
+def _made_here(call: Call, error: BaseException | None) -> bool:
+    """Whether a failure is none of the endpoint's: what the caller's requests raised, and some lacks.
+
+    A message that is too large says nothing about its endpoint; a server that says when to come back is in control of
+    itself.
+    """
+    if error is not None and error is call.fault:
+        return True
+    if not isinstance(error, RpcError) or error.code is not Code.RESOURCE_EXHAUSTED:
+        return False
+    return not error.remote or isinstance(error, MessageTooLarge) or pushback(error.metadata) is not None
 
 
 class Tries:
@@ -175,7 +189,7 @@ class Attempts:
                 return reply
             tries = tries or (Tries(call, endpoint) if watched is None else watched.race)
             self._failed(call, tries, endpoint, permit, failure, start)
-            if not isinstance(failure, RpcError):
+            if not isinstance(failure, RpcError) or failure is call.fault:
                 raise failure
             if watched is None:
                 return await self.persist(call, tries, failure)
@@ -194,6 +208,8 @@ class Attempts:
         try:
             return await self.attempt(call, tries)
         except RpcError as error:
+            if error is call.fault:
+                raise
             failure = error
         try:
             return await self.persist(call, tries, failure)
@@ -219,6 +235,8 @@ class Attempts:
                 try:
                     return await self.attempt(call, tries)
                 except RpcError as error:
+                    if error is call.fault:
+                        raise
                     failure = error
             raise self.explained(call, tries, failure, "")
         finally:
@@ -280,7 +298,8 @@ class Attempts:
                 endpoint.succeeded(now, permit, latency)
                 self.budget.deposit(now)
             else:
-                self._count(endpoint, permit, outcome, treatment(outcome), now, latency, patience)
+                found = treatment(outcome, locally_made=_made_here(call, outcome.error))
+                self._count(endpoint, permit, outcome, found, now, latency, patience)
             if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
                 self.pool.judge(endpoint, now)
             if endpoint.retired:
@@ -294,19 +313,14 @@ class Attempts:
         """An attempt has failed, or was given up: what that says about the endpoint."""
         now = self.time()
         seconds = now - start
-        tries.timed_out = local = False
-        if isinstance(error, RpcError):
+        tries.timed_out = False
+        local = _made_here(call, error)
+        if isinstance(error, RpcError) and error is not call.fault:
             outcome = Outcome(error.code, error, error.remote, error.sent)
             if not error.sent:
                 self.pool.refused(endpoint)
             else:
                 tries.sent += 1
-                if error.code is Code.RESOURCE_EXHAUSTED:
-                    # A message that is too large says nothing about its endpoint; a server that says when to come back
-                    # is in control of itself.
-                    local = (
-                        not error.remote or isinstance(error, MessageTooLarge) or pushback(error.metadata) is not None
-                    )
                 if error.code is Code.DEADLINE_EXCEEDED and call.deadline != tries.deadline:
                     tries.timed_out = call.deadline is not None and now >= call.deadline - LATE
         elif isinstance(error, asyncio.CancelledError):

@@ -138,7 +138,7 @@ class Breaker:
 
     def __init__(self, settings: BreakerSettings, rng: random.Random) -> None:
         self._random = rng.random
-        self._half = settings.open
+        self._state = _CLOSED
         self.generation = UNCOUNTED
         self.row = 0  # CLOSED: failures since the last success
         self._calls = self._failures = self._slows = 0  # CLOSED: since it is
@@ -155,6 +155,8 @@ class Breaker:
     def configure(self, settings: BreakerSettings) -> None:
         """Go by other settings from now on: in the same state, with the counts of the window begun anew."""
         self._settings = settings
+        if self._state is _CLOSED:  # else how often it has opened stays known
+            self._half = settings.open
         self._slow = math.inf if settings.slow is None else settings.slow
         self._buckets_per_second = BUCKETS / settings.window
         self._bucket = 0

@@ -22,11 +22,14 @@ class Bound:
     """A method whose handler stays the same while settings change below it.
 
     Attributes:
-        inner: what the handler calls now.
-        handler: what clients are given. A function, since calling an object costs twice as much.
+        inner: what a call goes through now.
+        handler: calls that. A function, since calling an object costs twice as much.
+        outer: the handler inside the user's interceptors, which are bound once whatever the settings become.
     """
 
-    __slots__ = ("handler", "inner")
+    __slots__ = ("handler", "inner", "outer")
+
+    outer: Handler
 
     def __init__(self, inner: Handler) -> None:
         self.inner = inner
@@ -77,7 +80,8 @@ class ServiceChannel:
         bound = self._bound.get(method)
         if bound is None:
             bound = self._bound[method] = Bound(self._stack(method))
-        return bound.handler
+            bound.outer = stack(self._interceptors, method, bound.handler)
+        return bound.outer
 
     def _stack(self, method: Method[Any, Any]) -> Handler:
         policy = policy_of(method, self.settings)
@@ -93,7 +97,7 @@ class ServiceChannel:
         if self._fallbacks:
             answer = self._fallbacks.get(method.name)
             own.insert(0, without_fallback if answer is None else fallback(answer))
-        return stack((*self._interceptors, *own), method, handler)
+        return stack(own, method, handler)
 
     def apply(self, settings: ClientSettings) -> None:
         """Go by other settings from the next call on; connections and what is known of endpoints stay.

@@ -78,7 +78,7 @@ class Hedges:
             return
         line.append((due, watched))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(due, self._fire)
+            self._timer = self._call_at(due)
 
     def _fire_one(self, due: float, watched: Watched) -> None:
         if due == watched.due:
@@ -94,7 +94,11 @@ class Hedges:
                 watched.race.begin(now)
             line.popleft()
         # A loop may be early by its resolution: at the same moment again it would turn round and round.
-        self._timer = asyncio.get_running_loop().call_at(max(line[0][0], now + SHORTEST), self._fire) if line else None
+        self._timer = self._call_at(max(line[0][0], now + SHORTEST)) if line else None
+
+    def _call_at(self, due: float) -> asyncio.TimerHandle:
+        # In a context of its own: each timer sets the next, and would keep alive what the very first call knew.
+        return asyncio.get_running_loop().call_at(due, self._fire, context=contextvars.Context())
 
 
 class Watched:
@@ -207,7 +211,7 @@ class Race(Tries):
     def begin(self, now: float) -> bool:
         """Begin another attempt, if there may be one."""
         attempts = self._owner.attempts
-        if self._begun >= self._limit or not attempts.pool.has_others(self.endpoints):
+        if self.over or self._begun >= self._limit or not attempts.pool.has_others(self.endpoints):
             return False
         if isinstance(self._context.run(attempts.may_repeat, self, at_once=True), str):
             return False
@@ -223,7 +227,8 @@ class Race(Tries):
         )
         hedge.inherited = self.inherited
         hedge.attempt = self._begun
-        task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context)
+        # A copy: a hedge that fails asks in the context whether there may be another, and it cannot be entered twice.
+        task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context.copy())
         self._hedges.add(task)
         if self._begun < self._limit:
             self._owner.wake(self._watched, now)

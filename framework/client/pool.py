@@ -220,7 +220,8 @@ class Pool:
             self._place(endpoint)
             self._settle()
             self._notify()
-        self._plan()
+        if not healthy:
+            self._due = min(self._due, _due(endpoint))  # too early does no harm: a review plans anew
 
     def _tell(self, endpoint: Endpoint, healthy: bool, now: float) -> None:
         where, state = endpoint.instance.address, endpoint.breaker.state(now)
@@ -247,7 +248,7 @@ class Pool:
 
     def _plan(self) -> None:
         """When something becomes due next."""
-        self._due = min((endpoint.breaker.due() for endpoint in self._suspects), default=math.inf)
+        self._due = min(map(_due, self._suspects), default=math.inf)
         self._due = min(self._due, self._sweep_at)
 
     def _review(self, now: float) -> None:
@@ -429,3 +430,8 @@ class Pool:
         return (
             f"<Pool {self.service} from {self.where}: {len(self._all.items)} endpoints, {len(self._ready.items)} ready>"
         )
+
+
+def _due(endpoint: Endpoint) -> float:
+    """When a suspect may be well again by itself; one that is ejected is not before a sweep says so."""
+    return math.inf if endpoint.host.ejected else endpoint.breaker.due()

@@ -385,6 +385,7 @@ def _explain(
 ) -> BaseException:
     """What an exception out of grpc.aio means to the caller."""
     if feed is not None and feed.error is not None:
+        call.fault = feed.error
         return feed.error
     if watchdog is not None and watchdog.fired:
         return _local(

@@ -311,6 +311,7 @@ class Exchange:
     def raise_failure(self, *, only_local: bool = False) -> None:
         """Raise what the call has failed with by now, as it would arrive over a network."""
         if self._feed is not None and self._feed.error is not None:
+            self._call.fault = self._feed.error
             raise self._feed.error
         if self._failure is not None:
             raise self._failure

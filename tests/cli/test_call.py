@@ -10,11 +10,16 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
+from framework import Instance
 from framework.cli import main
+from framework.cli.call import find
+from framework.discovery.targets import open_registry
+from framework.errors import ConfigError
 from tests.cli.lab import Serving, framework, serving, start, write
 from tests.consul_agent import ConsulAgent, free_ports
 
@@ -228,6 +233,19 @@ def test_nobody_there(here: Here, tmp_path: Path) -> None:
     )
     code, _, said = here("call", "other/lab.v1.Lab/Greet", "--registry", url)
     assert (code, said.startswith(f"framework: UNAVAILABLE: no instance of other in {url}")) == (1, True)
+
+
+async def test_registered_and_silent(tmp_path: Path) -> None:
+    """An instance that is registered and does not answer is named, with the reason."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    url = f"sqlite:///{tmp_path}/registry.db"
+    registry = open_registry(url)
+    async with aclosing(registry):
+        await registry.register(Instance("dead-1", "dead", address))
+        with pytest.raises(ConfigError) as caught:
+            await find("", "lab.v1.Lab", url)
+    reason = f"dead (cannot connect to dead at {address} (instances from {url}))"
+    assert str(caught.value) == f"no registered service serves lab.v1.Lab. What these serve is not known: {reason}"
 
 
 @pytest.mark.parametrize("form", ["lab.v1.Lab/Greet", "{name}/lab.v1.Lab/Greet"])

@@ -23,8 +23,9 @@ from framework import (
     Service,
     Unavailable,
 )
-from framework.call import Idempotency
+from framework.call import Idempotency, Outcome
 from framework.client.balancer import BALANCERS
+from framework.client.breaker import Treatment
 from framework.client.channel import ServiceChannel
 from framework.client.pool import Pool
 from framework.discovery import Snapshot
@@ -554,3 +555,57 @@ async def test_errors_are_of_the_family() -> None:
         with pytest.raises(RpcError) as caught:
             await here.call()
         assert caught.value.method == "shop.Catalog/Get"
+
+
+class Counting(Pool):
+    """Counts how often it goes through its suspects."""
+
+    looks = 0
+
+    def _review(self, now: float) -> None:
+        self.looks += 1
+        super()._review(now)
+
+    def _plan(self) -> None:
+        self.looks += 1
+        super()._plan()
+
+
+async def many_suspects(count: int) -> Counting:
+    """A pool of connected endpoints, all out of use by their breakers."""
+    settings = ClientSettings()
+    rng = random.Random(1)
+    pool = Counting("catalog", Told(), lambda _: FakeTransport(ready=True), settings, where="registry://here", rng=rng)
+    pool.apply({str(number): instance(str(number)) for number in range(count)})
+    pool.pick(0.0)
+    for endpoint in pool.endpoints:
+        for _ in range(settings.breaker.consecutive):
+            permit = endpoint.begin(0.0)
+            endpoint.failed(0.0, permit, 0.1, Outcome(Code.UNAVAILABLE), Treatment.FAILURE, 0.1)
+            pool.judge(endpoint, 0.0)
+    pool.looks = 0
+    return pool
+
+
+async def test_a_change_of_one_endpoint_looks_at_no_other() -> None:
+    """With a thousand suspects, what becomes due is looked for once, and not again for each of them."""
+    pool = await many_suspects(100)
+    for endpoint in pool.endpoints:
+        pool.probe(endpoint, 1.0)
+    assert pool.looks == 0
+    pool.pick(9.9)  # the sweep is not due yet, and most of the breakers are
+    assert pool.looks == 2
+    await pool.aclose()
+
+
+async def test_an_ejected_endpoint_is_looked_at_by_the_sweep_alone() -> None:
+    """That its breaker's wait is over as well is nothing to look at with every pick."""
+    pool = await many_suspects(3)
+    for endpoint in pool.endpoints:
+        endpoint.host.eject(0.0)
+    pool.pick(10.5)  # a sweep, and every breaker's wait is over
+    pool.looks = 0
+    for step in range(100):
+        pool.pick(10.6 + step / 100)
+    assert pool.looks == 0
+    await pool.aclose()

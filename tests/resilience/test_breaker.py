@@ -362,3 +362,16 @@ def test_permits_are_never_negative_and_available_never_lies(
         if breaker.state(now) is State.HALF_OPEN:
             assert breaker._wanted - breaker._permits == out.count(breaker.generation)
     assert breaker.available(now + settings.probe_wait + settings.open_max)
+
+
+def test_other_settings_hold_from_the_next_opening() -> None:
+    """One that is closed opens for as long as the new settings say; one that is open keeps what it has learnt."""
+    closed = make()
+    closed.configure(BreakerSettings(open=60.0))
+    run(closed, 0.0, *[F] * 5)
+    assert closed.due() == 60.0
+    open_already = opened()
+    open_already.configure(BreakerSettings(open=60.0))
+    assert open_already.due() == 5.0
+    assert run(open_already, 5.0, F) is State.OPEN
+    assert open_already.due() == 15.0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections import Counter
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -398,3 +401,37 @@ async def test_delay_that_has_become_shorter() -> None:
         assert await here.call() == "hedge"
         assert asyncio.get_running_loop().time() - start < 0.012
         await before
+
+
+async def test_hedge_that_fails_sends_the_next_at_once() -> None:
+    """The first hangs, the hedge fails with a code to retry: the next hedge begins at once and its reply counts."""
+    async with lab(6, hedge=HALF) as here:
+        here.script(hangs(), fails(after=0.1), says("third", after=0.02))
+        assert (await here.start(timeout=10)).value == "third"
+        assert moments(here) == [0, 500, 600]
+
+
+async def test_timer_keeps_no_caller_alive() -> None:
+    """While there are always calls to watch, what the first of them had in its context is let go all the same."""
+
+    class Thing:
+        pass
+
+    async def call(thing: Any) -> None:
+        known.set(thing)
+        await here.call(timeout=0.2)  # the loop keeps a timer that was cancelled until its time has come
+
+    known: ContextVar[Any] = ContextVar("known")
+    async with lab(6, hedge=SOON) as here:
+        here.script(says(after=0.06))
+        first = Thing()
+        left = weakref.ref(first)
+        tasks = [asyncio.ensure_future(call(first))]
+        del first
+        for _ in range(20):
+            await asyncio.sleep(0.03)
+            tasks.append(asyncio.ensure_future(call(None)))
+        tasks[0] = tasks[-1]
+        gc.collect()
+        assert left() is None
+        await asyncio.gather(*tasks)

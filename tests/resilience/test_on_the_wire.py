@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 from framework import Code, DeadlineExceeded, ResourceExhausted, RpcError, Unavailable
-from framework.policy import BackoffSettings, HedgeSettings, RetrySettings
+from framework.errors import MessageTooLarge
+from framework.policy import BackoffSettings, BreakerSettings, HedgeSettings, RetrySettings
+from tests.invariants.echo import EchoClient, text
 from tests.resilience.lab import ARITIES, QUICK, Lab, cancelled, fails, hangs, lab, says, soon
 
 SOON = HedgeSettings(delay=0.05)
@@ -253,3 +257,47 @@ async def test_hanging_instance_is_taken_out(wire: str) -> None:
         for _ in range(30):
             await asyncio.gather(here.call(timeout=0.1), return_exceptions=True)
         assert here.peers.count(mute) == 5
+
+
+@pytest.mark.parametrize("method", ["StreamUnary", "StreamStream"])
+@pytest.mark.parametrize("sent", [True, False])
+async def test_requests_that_fail_of_another_call(wire: str, method: str, sent: bool) -> None:
+    """What the caller's iterator raises is no failure of the endpoint, and an iterator is not read a second time."""
+    lost = Unavailable("no instance of stock", sent=sent, method="stock.v1.Stock/Get")
+
+    async def requests() -> AsyncIterator[StringValue]:
+        yield text("a")
+        raise lost
+
+    async with lab(wire=wire) as here:
+        here.script(says())
+        for _ in range(12):
+            with pytest.raises(Unavailable) as caught:
+                await collected(here.client, method, requests())
+            assert caught.value is lost
+        assert len(here.calls) <= 12
+        assert [endpoint.breaker.closed and endpoint.available for endpoint in here.endpoints] == [True] * 3
+        assert await here.call(method) == "done"
+
+
+async def collected(client: EchoClient, method: str, requests: AsyncIterator[StringValue]) -> None:
+    """All replies of a call with these requests."""
+    reply = getattr(client, method)(requests)
+    if method == "StreamUnary":
+        await reply
+    else:
+        async for _ in reply:
+            pass
+
+
+@pytest.mark.parametrize("method", ["UnaryUnary", "UnaryStream"])
+async def test_messages_too_large_for_the_client(wire: str, method: str) -> None:
+    """They say nothing about the endpoint that sends them."""
+    if wire == "memory":
+        pytest.skip("messages have any size there")
+    breaker = BreakerSettings(minimum=4)
+    async with lab(wire=wire, retry=QUICK, max_message=1024, breaker=breaker) as here:
+        here.script(says("x" * 2000))
+        errors = [await here.fail(method) for _ in range(24)]
+        assert {type(error) for error in errors} == {MessageTooLarge}
+        assert [endpoint.breaker.closed for endpoint in here.endpoints] == [True] * 3

@@ -33,17 +33,17 @@ def sent(call: Call, default: str | None = None) -> tuple[Any, Any]:
     return call.criticality, dict(call.metadata).get(KEY)
 
 
-def test_nobody_says_anything() -> None:
+async def test_nobody_says_anything() -> None:
     """Nothing is sent."""
     assert sent(Call(METHOD, None)) == (None, None)
 
 
-def test_the_policy() -> None:
+async def test_the_policy() -> None:
     """What the policy of the method says is sent."""
     assert sent(Call(METHOD, None), "SHEDDABLE") == (Criticality.SHEDDABLE, "SHEDDABLE")
 
 
-def test_the_call_that_is_served_goes_before_the_policy() -> None:
+async def test_the_call_that_is_served_goes_before_the_policy() -> None:
     """A batch that calls for a payment is still a batch; a call that said nothing leaves it to the policy."""
     parent = Call(METHOD, None)
     token = current.set(parent)

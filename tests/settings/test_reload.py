@@ -8,10 +8,22 @@ import gc
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from framework import ClientSettings, ConfigError, DeadlineExceeded, ServerSettings, Service, Settings
+from framework import (
+    Call,
+    ClientSettings,
+    ConfigError,
+    DeadlineExceeded,
+    Handler,
+    Method,
+    Reply,
+    ServerSettings,
+    Service,
+    Settings,
+)
 from framework.reload import SettingsFile, changes, follow, watch
 from framework.testing import Network, run_virtual
 from tests.cli.lab import serving, write
@@ -203,6 +215,22 @@ async def test_a_missing_file(file: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.virtual_time
+async def test_a_file_that_was_away(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has read that it is gone is told that it is back, unchanged."""
+    settings = load(file, '[client]\ntimeout = "1s"')
+    follow(settings, "catalog", catalog := Follower())
+    remove(file)
+    await asyncio.sleep(LOOKS)
+    replace(file, '[client]\ntimeout = "1s"')
+    await asyncio.sleep(LOOKS)
+    expected = [
+        "FILE is gone; the settings stay as they were",
+        "FILE can be used again; the settings stay as they were",
+    ]
+    assert (catalog.applied, lines(caplog, file)) == ([], expected)
+
+
+@pytest.mark.virtual_time
 async def test_a_file_that_is_not_there_yet(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,6 +384,31 @@ async def test_a_channel_follows(file: Path, network: Network) -> None:
             await client.UnaryUnary(text("x"))
         took.append(asyncio.get_running_loop().time() - start)
     assert took == pytest.approx([1, 0.5, 3])
+
+
+async def test_interceptors_are_bound_once(network: Network) -> None:
+    """What an interceptor keeps of a method outlives a change of the settings."""
+    bound: list[str] = []
+    calls: list[int] = []
+
+    def count(method: Method[Any, Any], next: Handler) -> Handler:
+        bound.append(method.name)
+        of_this_method: list[Call] = []
+
+        async def handler(call: Call) -> Reply:
+            of_this_method.append(call)
+            calls.append(len(of_this_method))
+            return await next(call)
+
+        return handler
+
+    network.script("echo").on(EchoMethods.UnaryUnary).reply(text("y"))
+    channel = network.connect("echo", interceptors=[count])
+    client = EchoClient(channel)
+    for timeout in (1, 2, 3):
+        channel.apply(ClientSettings(timeout=timeout))
+        await client.UnaryUnary(text("x"))
+    assert (bound.count("UnaryUnary"), calls) == (1, [1, 2, 3])
 
 
 def test_no_loop(file: Path) -> None:
