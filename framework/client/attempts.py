@@ -330,8 +330,10 @@ class Attempts:
         given_up = not outcome.remote and outcome.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED)
         usual = self.latencies.quantile(now, OVERDUE) if given_up else None
         overdue = usual is not None and seconds > usual
-        if overdue:
-            self.latencies.record(now, seconds)  # it would have taken longer: without it the percentiles would sink
+        if overdue and self.hedges is not None:
+            # It would have taken longer: without it the percentiles would sink with every hedge. Calls that all last
+            # until the same deadline are not to become what is usual.
+            self.latencies.record(now, seconds)
         local = local or not outcome.sent
         found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
         patience = PATIENCE if call.deadline is None else call.deadline - start

@@ -76,7 +76,7 @@ def _say(call: Call, parent: Call | None, own: Criticality | None) -> None:
     request_id = call.get(REQUEST_ID)
     if request_id is not None:
         call.request_id = str(request_id)
-    elif parent is not None:
+    elif parent is not None and parent.request_id:
         call.request_id = parent.request_id
         call.metadata = (*call.metadata, (REQUEST_ID, call.request_id))
     said = call.get(CRITICALITY)

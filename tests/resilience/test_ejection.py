@@ -242,6 +242,18 @@ async def test_hanging_instance() -> None:
         assert states(here) == [State.OPEN, State.CLOSED, State.CLOSED]
 
 
+async def test_hanging_instance_among_many() -> None:
+    """With few calls, one in eight of which hang, what hangs does not become what is usual: five, and it is out."""
+    async with lab(8, retry=RetrySettings(attempts=1), hedge=NO_HEDGE, balancer="round_robin") as here:
+        await here.history(0.005)
+        mute = names(here)[0]
+        here.own[mute] = hangs()
+        for _ in range(15):
+            await asyncio.gather(*(here.call(timeout=0.1) for _ in range(8)), return_exceptions=True)
+            await asyncio.sleep(0.1)
+        assert here.peers.count(mute) == 5
+
+
 async def test_hanging_instance_with_an_attempt_timeout() -> None:
     """So do five attempts that timed out; the calls themselves succeed elsewhere."""
     async with lab(3, balancer="round_robin", attempt_timeout=0.1, retry=QUICK) as here:
