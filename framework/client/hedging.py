@@ -62,10 +62,17 @@ class Hedges:
             self._stale = now + STALE
             delay = self.attempts.latencies.quantile(now, self._share)
             self.delay = delay if delay is None else max(delay, SHORTEST)
-        if self.delay is None:
+        delay = self.delay
+        if delay is None:
             return None
-        watched = Watched(self, call, endpoint)
-        self.wake(watched, now)
+        # Hedges belong to the caller, not to whom the timer was set for: so its context is kept.
+        watched = Watched(self, (call, endpoint, contextvars.copy_context()))
+        line = self._line
+        watched.due = due = now + delay
+        if self._timer is None or due < line[-1][0]:
+            self.wake(watched, now)
+        else:
+            line.append((due, watched))
         return watched
 
     def wake(self, watched: Watched, now: float) -> None:
@@ -108,28 +115,27 @@ class Watched:
         due: when the next attempt is to begin; NEVER once the call is over.
     """
 
-    __slots__ = ("_context", "_race", "call", "due", "endpoint", "owner")
+    __slots__ = ("_first", "_race", "due", "owner")
 
     due: float
 
-    def __init__(self, owner: Hedges, call: Call, endpoint: Endpoint) -> None:
+    def __init__(self, owner: Hedges, first: tuple[Call, Endpoint, contextvars.Context]) -> None:
         self.owner = owner
-        self.call = call
-        self.endpoint = endpoint
+        self._first: tuple[Call, Endpoint, contextvars.Context] | None = first
         self._race: Race | None = None
-        self._context = contextvars.copy_context()  # hedges belong to the caller, not to whom the timer was set for
 
     @property
     def race(self) -> Race:
         """The race, made when it is first asked for."""
         if self._race is None:
-            self._race = Race(self, self._context)
+            assert self._first is not None
+            self._race = Race(self, *self._first)
         return self._race
 
     def end(self) -> None:
         """The call has its reply or its failure, or was given up."""
         self.due = NEVER
-        del self.call, self.endpoint, self._context  # its place in the line outlives it
+        self._first = None  # its place in the line outlives it
         if self._race is not None:
             self._race.over = True
             self._race.stop()
@@ -158,11 +164,11 @@ class Race(Tries):
         "over",
     )
 
-    def __init__(self, watched: Watched, context: contextvars.Context) -> None:
-        super().__init__(watched.call, watched.endpoint)
+    def __init__(self, watched: Watched, call: Call, endpoint: Endpoint, context: contextvars.Context) -> None:
+        super().__init__(call, endpoint)
         self.over = False
         self._watched = watched
-        self._call = watched.call
+        self._call = call
         self._owner = watched.owner
         self._context = context
         self._hedges: set[asyncio.Task[None]] = set()
