@@ -158,6 +158,7 @@ def test_maps_and_nesting() -> None:
         (f"{BOOKS}filter.after=today", "", [("filter.after", "'today' is no google.protobuf.Timestamp")]),
         (f"{BOOKS}filter.sold=yes", "", [("filter.sold", "'yes' is neither true nor false")]),
         (f"{BOOKS}filter.digest=a", "", [("filter.digest", "'a' is no base64")]),
+        (f"{BOOKS}filter.digest=%3D", "", [("filter.digest", "'=' is no base64")]),
         (f"{BOOKS}filter.weight=1e999", "", [("filter.weight", "'1e999' is too large")]),
         (
             f"{BOOKS}filter.{'also.' * 99}color=RED",
@@ -185,6 +186,7 @@ def test_maps_and_nesting() -> None:
             '{"rinner": [{"n": 1}, {"child": {"n": "x"}}, {"text": "n"}]}',
             [("n", "invalid integer value: 'x'")],
         ),
+        ("QUERY /v1/echo", r'{"i32": "x", "\ud800": 1}', [("i32", "invalid integer value: 'x'")]),
         ("QUERY /v1/echo", '{"minner": {"k": {"n": "x"}}}', [("minner[k].n", "invalid integer value: 'x'")]),
         ("DELETE /v1/shelves/1/books/2", "{}", [("", "this takes no body")]),
     ],
