@@ -21,7 +21,7 @@ def tool(name: str) -> str:
     found = subprocess.run([sys.executable, SCRIPT, "--path", name], capture_output=True, text=True, check=False)
     if found.returncode == 0:
         return found.stdout.strip()
-    _missing(f"{name} is not here: `make tools` fetches it, or put it on PATH")
+    return _missing(f"{name} is not here: `make tools` fetches it, or put it on PATH")
 
 
 def on_path(name: str) -> str:

@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -34,6 +35,7 @@ from tests.http.driver import Response, scope
 from tests.http.fuzz_inputs import Input, Seeds, input_of
 
 SERVICES = (library.SERVICE, mirror.SERVICE)
+Bind = Callable[[Method[Any, Any]], Handler]
 CPU_LIMIT = 2.0
 """Seconds of computing that one input may take."""
 WAIT_LIMIT = 20.0
@@ -103,17 +105,19 @@ class Report:
 class Target:
     """The application that is tried, and the calls that are pending in it."""
 
-    def __init__(self) -> None:
-        pipeline = Pipeline()
-        pipeline.add(mirror.Harmless())
-        pipeline.add(mirror.Mirror())
-        self._local = Local(pipeline)
+    def __init__(self, bind: Bind | None = None) -> None:
+        if bind is None:
+            pipeline = Pipeline()
+            for servicer in mirror.servicers():
+                pipeline.add(servicer)
+            bind = Local(pipeline).bind
+        self._handler = bind
         self.pending = 0
         self.app = HttpApp(SERVICES, self._bind, HttpSettings(max_message=100_000, body_timeout=1.0))
         self.seeds = Seeds(self.app)
 
     def _bind(self, method: Method[Any, Any]) -> Handler:
-        handler = self._local.bind(method)
+        handler = self._handler(method)
 
         async def counted(call: Call) -> Any:
             self.pending += 1
@@ -219,9 +223,9 @@ def resident() -> int:
         return 0
 
 
-async def run(count: int, seed: int, seconds: float = 1e9, first: int = 0) -> Report:
-    """Try so many inputs, or for so long."""
-    target, report, errors = Target(), Report(), Errors()
+async def run(count: int, seed: int, seconds: float = 1e9, first: int = 0, bind: Bind | None = None) -> Report:
+    """Try so many inputs, or for so long; the services are in this process, or where `bind` finds them."""
+    target, report, errors = Target(bind), Report(), Errors()
     loop = asyncio.get_running_loop()
     unhandled: list[str] = []
     loop.set_exception_handler(lambda loop, context: unhandled.append(str(context)))

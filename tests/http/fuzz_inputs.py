@@ -188,6 +188,7 @@ class Seeds:
                 ("GET", "/v1/streams/x", "", b""),
                 ("POST", "/v1/rooms/r/lines", "", b'{"text":"a"}\n{"text":"b"}'),
                 ("POST", "/v1/rooms/r:chat", "", b'[{"text":"a"}, {"text":"b","number":5}]'),
+                ("GET", "/m/show", "inner." + "child." * rng.choice((3, 98, 99, 5000)) + "text=x", b""),
                 ("POST", "/v1/stores", "", b"abc"),
                 ("QUERY", "/v1/echo", "", json.dumps(json_message(lab.message("All").DESCRIPTOR, rng)).encode()),
             )

@@ -67,3 +67,8 @@ class Harmless(Library):
 
     async def UnshownStream(self, request: Any, context: Context) -> AsyncIterator[Any]:
         yield request
+
+
+def servicers() -> tuple[Servicer, ...]:
+    """Both."""
+    return Harmless(), Mirror()
