@@ -95,6 +95,9 @@ def why(request: Request, mine: Answer, other: Answer) -> Why | None:
 
 def _special(request: Request, mine: Any, theirs: Any) -> str:
     """What makes up all of the difference between two replies; empty when that is not known."""
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        found = {_special(request, *pair) for pair in zip(mine, theirs, strict=True)}
+        return found.pop() if len(found) == 1 else ""
     if not isinstance(theirs, dict):
         return ""
     if "/m/only/" in request.rule:
@@ -102,7 +105,11 @@ def _special(request: Request, mine: Any, theirs: Any) -> str:
     if not isinstance(mine, dict):
         return ""
     mine, theirs = dict(mine), dict(theirs)
-    if request.odd == "any value" and mine.pop("rvalue") == [{"a": 1.0}] and theirs.pop("rvalue") == ['{"a":1}']:
+    if (
+        request.odd == "any value"
+        and mine.pop("rvalue", None) == [{"a": 1.0}]
+        and theirs.pop("rvalue", None) == ['{"a":1}']
+    ):
         what = request.odd
     elif request.odd == "trailing slash" and mine.get("ost", mine.get("st", "")).endswith("/"):
         name = "ost" if "ost" in mine else "st"

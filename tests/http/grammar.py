@@ -204,7 +204,8 @@ class Grammar:
         for number, segment in enumerate(template.segments):
             if segment == STAR:
                 kind = kinds.get(number)
-                parts.append(self._segment((kind and text_value(kind, rng, WORDS)) or rng.choice(WORDS)))
+                text = rng.choice(WORDS) if kind is None else text_value(kind, rng, WORDS)
+                parts.append(self._segment(text or "YQ"))  # no segment is empty
             elif segment == STARS:
                 parts += (self._segment(rng.choice(WORDS)) for _ in range(rng.randint(1, 3)))
             else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from framework.config import ServerSettings
 from framework.http.app import HttpApp
 from framework.server.pipeline import Pipeline
 from framework.server.wire import listen
+from tests.http.driver import loopback
 from tests.http.library import SERVICE, Library, application
 
 SOON = 5.0
@@ -29,7 +29,7 @@ SOON = 5.0
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """The address of uvicorn with an application."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = loopback()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:
