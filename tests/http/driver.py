@@ -166,4 +166,5 @@ def loopback() -> socket.socket:
     """
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.bind(("127.0.0.1", 0))
+    found.listen()
     return found
