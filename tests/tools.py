@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,7 +21,15 @@ def tool(name: str) -> str:
     found = subprocess.run([sys.executable, SCRIPT, "--path", name], capture_output=True, text=True, check=False)
     if found.returncode == 0:
         return found.stdout.strip()
-    missing = f"{name} is not here: `make tools` fetches it, or put it on PATH"
+    return _missing(f"{name} is not here: `make tools` fetches it, or put it on PATH")
+
+
+def on_path(name: str) -> str:
+    """A program that the machine has; without it a test is skipped, or fails where CI promises it."""
+    return shutil.which(name) or _missing(f"{name} is not on PATH")
+
+
+def _missing(missing: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(missing, pytrace=False)
     pytest.skip(missing)

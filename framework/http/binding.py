@@ -34,6 +34,12 @@ SYSTEM = frozenset(
 MOST_NAMES = 1000
 """Names of query parameters that are remembered; a recursive message has any number of them."""
 
+LONGEST_NAME = 200
+"""Characters of a name that is remembered; with the key of a map it can be as long as a server lets it."""
+
+DEEPEST = 100
+"""Messages that may be in one another in a query parameter: more cannot be read from JSON or the wire, either."""
+
 LARGEST_LOCATED = 1 << 16
 """Bytes of a body in which the place of a mistake is still looked for."""
 
@@ -187,7 +193,7 @@ class Binder:
                 if name.startswith("$") or name in SYSTEM or self._unknown == "ignore":
                     return None
                 raise
-            if len(self._names) < MOST_NAMES:
+            if len(self._names) < MOST_NAMES and len(name) <= LONGEST_NAME:
                 self._names[name] = target
         if not target.steps[-1].is_repeated or len(target.steps) - 1 in target.keys:
             if target.name in seen:
@@ -213,6 +219,8 @@ class Binder:
             if token is None or field is None or (steps and steps[-1].is_repeated and len(steps) - 1 not in keys):
                 raise Violation(shown, f"{self._descriptor.full_name} has no such field")
             steps.append(field)
+            if len(steps) > DEEPEST:
+                raise Violation(shown, f"this is nested deeper than {DEEPEST} messages")
             descriptor = field.message_type
             told.append(field.name)
             if token["key"] is not None:

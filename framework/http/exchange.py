@@ -31,6 +31,9 @@ P = ParamSpec("P")
 PATIENCE = 0.02
 """Seconds after which it is looked whether the client is still there."""
 
+MOST_DIGITS = 18
+"""Digits of a length that are looked at; Python makes no number of many thousands."""
+
 LINGER = 1.0
 """Seconds that the rest of a body is taken for, when the answer is there before it."""
 
@@ -170,7 +173,7 @@ class Exchange:
         limit = self.settings.max_message
         encoding = self.content_encoding()
         length = self.headers.get(b"content-length")
-        if length is not None and length.isdigit() and int(length) > limit:
+        if length is not None and length.isdigit() and (len(length) > MOST_DIGITS or int(length) > limit):
             raise self.too_large()
         if length is None and b"transfer-encoding" not in self.headers:
             body = await self._whole()  # there is none, as a rule

@@ -22,6 +22,9 @@ HOP_BY_HOP = frozenset(
 MOST_NAMES = 1000
 """Header names whose meaning is remembered."""
 
+LONGEST_NAME = 100
+"""Bytes of a header name that is remembered."""
+
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(rb"[ -~]*")
 _TEXT = re.compile(r"[ -~]+")
@@ -76,7 +79,7 @@ class Incoming:
         key = None if name in HOP_BY_HOP or name.startswith(":") else self._named(name)
         if key is not None and (not _KEY.fullmatch(key) or key.startswith(("grpc-", FORWARDED))):
             key = None  # what is told of the client is told once, and not under another name
-        if len(self._known) < MOST_NAMES:
+        if len(self._known) < MOST_NAMES and len(raw_key) <= LONGEST_NAME:
             self._known[raw_key] = key
         return key
 

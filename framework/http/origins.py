@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from framework.http.exchange import Scope, Send
 from framework.http.status import Headers
@@ -57,7 +56,8 @@ class Origins:
         origin = headers.get(b"origin")
         if origin is None or self._may(origin):
             return True
-        return urlsplit(origin).netloc.lower() == headers.get(b"host", b"").lower()
+        own = headers.get(b"host", b"").lower()
+        return own != b"" and origin.lower().partition(b"://")[2] == own
 
     def telling(self, scope: Scope, send: Send) -> Send:
         """A `send` that adds what a response is to say."""

@@ -39,7 +39,7 @@ def is_json(content_type: bytes, *, lines: bool) -> bool:
             (p.strip()[8:].strip('"') for p in parameters.split(";") if p.strip().startswith("charset=")), ""
         )
         found = known and charset in ("", "utf-8", "utf8", "us-ascii")
-        if len(_checked) < 256:
+        if len(_checked) < 256 and len(content_type) <= 100:
             _checked[key] = found
     return found
 

@@ -28,6 +28,7 @@ ANY = "*"
 
 _IDENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LITERAL = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()+,;=@]|%[0-9A-Fa-f]{2})+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HTTP_METHOD = re.compile(r"[A-Z][A-Z0-9_-]*|\*")
 
 TEXT_MESSAGES = frozenset(
@@ -151,6 +152,8 @@ def _rule(method: Method[Any, Any], binding: http_pb2.HttpRule) -> Rule:
 
 def find_field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
     """A field by its proto name or its JSON name."""
+    if not name.isascii() and _SURROGATE.search(name):  # JSON may have one; protobuf breaks when asked for it
+        return None
     found: FieldDescriptor | None = descriptor.fields_by_name.get(name)
     if found is None:
         found = next((one for one in descriptor.fields if one.json_name == name), None)

@@ -124,8 +124,9 @@ def _bool(text: str) -> bool:
 
 def _bytes(text: str) -> bytes:
     try:
-        padded = text.rstrip("=").translate(_STANDARD)
-        return base64.b64decode(padded + "=" * (-len(padded) % 4), validate=True)
+        sent = text.translate(_STANDARD)
+        padding = "" if sent.endswith("=") else "=" * (-len(sent) % 4)  # in full, or not at all
+        return base64.b64decode(sent + padding, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"{_shown(text)} is no base64") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
@@ -155,3 +156,15 @@ def open_socket(app: Any, target: str, headers: Iterable[tuple[str, str]] = ()) 
     conversation = Conversation(app, {**scope("GET", target, headers), "type": "websocket", "scheme": "ws"})
     conversation.event("websocket.connect")
     return conversation
+
+
+def loopback() -> socket.socket:
+    """A free port of this machine.
+
+    It names its protocol, since asyncio turns Nagle's delay off only for sockets that do, and accepted ones inherit it:
+    without, an answer in two parts takes 40 ms longer.
+    """
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    found.bind(("127.0.0.1", 0))
+    found.listen()
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from framework.server.context import Context
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
 from framework.server.servicer import Servicer
+from tests.http.driver import loopback
 from tests.http.lab import PROTOS
 
 _FILES = describe_protos(PROTOS, ["kiosk/v1/kiosk.proto"])
@@ -150,7 +150,7 @@ class Site:
 @asynccontextmanager
 async def served(site: Site) -> AsyncIterator[str]:
     """The site on a free port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with loopback() as listener:
         server = uvicorn.Server(uvicorn.Config(site, log_level="critical", lifespan="off", ws="websockets-sansio"))
         task = asyncio.create_task(server.serve([listener]))
         try:

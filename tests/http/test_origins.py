@@ -67,6 +67,9 @@ async def test_everybody(library: Library) -> None:
         ((SHOP,), SHOP, True),
         ((SHOP,), "https://evil.example", False),
         (("*",), SHOP, True),
+        ((), "http://böcher.example", False),
+        ((), "http://[", False),
+        ((), "null", False),
     ],
 )
 async def test_websockets(library: Library, origins: tuple[str, ...], origin: str | None, opens: bool) -> None:

@@ -18,8 +18,11 @@ import websockets
 from framework import Settings, connect
 from framework.config import ServerSettings
 from framework.http.app import HttpApp
+from framework.http.server import HttpServer
 from framework.server.pipeline import Pipeline
 from framework.server.wire import listen
+from framework.web import HttpLimits
+from tests.http.driver import loopback
 from tests.http.library import SERVICE, Library, application
 
 SOON = 5.0
@@ -29,7 +32,7 @@ SOON = 5.0
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """The address of uvicorn with an application."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = loopback()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:
@@ -171,3 +174,9 @@ async def test_a_body_that_is_too_large(library: Library) -> None:
     async with serving(application(library, max_message=100_000)) as address, httpx.AsyncClient() as client:
         response = await client.post(f"http://{address}/v1/shelves/1/books", json={"title": "x" * 10_000_000})
         assert (response.status_code, response.json()["code"]) == (413, 8)
+
+
+async def test_an_answer_in_parts_is_sent_at_once(library: Library) -> None:
+    """Nagle's delay is off, whichever loop serves: no part waits for the client to confirm the one before."""
+    with HttpServer(application(library), "127.0.0.1", 0, HttpLimits(), set())._listen() as listening:
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

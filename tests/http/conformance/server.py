@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextvars import ContextVar
@@ -28,6 +27,7 @@ from framework.server.local import Local
 from framework.server.pipeline import Pipeline
 from framework.server.servicer import Servicer
 from tests.http import lab
+from tests.http.driver import loopback
 
 PACKAGE = "connectrpc.conformance.v1"
 POOL = lab.compile_folder(Path(__file__).with_name("protos"))
@@ -161,7 +161,7 @@ async def serve(request: Any) -> None:
         query.set(scope.get("query_string", b"") if scope.get("method") == "GET" else b"")
         await served(scope, receive, send)
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = loopback()
     port = listening.getsockname()[1]
     answer = message("ServerCompatResponse")(host="127.0.0.1", port=port).SerializeToString()
     sys.stdout.buffer.write(len(answer).to_bytes(4, "big") + answer)
