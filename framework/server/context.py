@@ -20,6 +20,8 @@ from framework.metadata import pairs
 ATTEMPTS = ("x-previous-rpc-attempts", "grpc-previous-rpc-attempts")
 """Metadata of a call that was made before: how often. The first is our clients', which cannot send that of gRFC A6."""
 
+_READ = frozenset({REQUEST_ID, CRITICALITY, *ATTEMPTS})
+
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailer that says when a failed call may be made again. Source: gRFC A6."""
 
@@ -56,12 +58,14 @@ class ServerCall(Call):
         pushback: milliseconds after which the caller of a call that failed may try again, below 0 not at all, or None.
     """
 
-    __slots__ = ("aborted", "expelled", "header_sent", "pushback", "status", "task", "write")
+    __slots__ = ("_peer", "_request_id", "aborted", "expelled", "header_sent", "pushback", "status", "task", "write")
 
     wire: Any
+    _peer: str | Callable[[], str]
+    _request_id: str
 
-    def __init__(self, method: Method[Any, Any], request: Any, metadata: Metadata, **fields: Any) -> None:
-        super().__init__(method, request, metadata, **fields)
+    def __init__(self, method: Method[Any, Any], request: Any, metadata: Metadata) -> None:
+        super().__init__(method, request, metadata)
         self.task: asyncio.Task[Any] | None = None
         self.expelled: RpcError | None = None
         self.aborted: RpcError | None = None
@@ -69,6 +73,29 @@ class ServerCall(Call):
         self.status: tuple[Code, str] = (Code.OK, "")
         self.write: Callable[[Any], Awaitable[None]] | None = None
         self.pushback: int | None = None
+
+    @property
+    def peer(self) -> str:
+        """The address of the caller; asked for when somebody wants to know it."""
+        peer = self._peer
+        if not isinstance(peer, str):
+            peer = self._peer = peer()
+        return peer
+
+    @peer.setter
+    def peer(self, value: str | Callable[[], str]) -> None:
+        self._peer = value
+
+    @property
+    def request_id(self) -> str:
+        """The same along the whole chain of calls; made when it is first asked for, where the chain begins."""
+        if not self._request_id:
+            self._request_id = new_request_id()
+        return self._request_id
+
+    @request_id.setter
+    def request_id(self, value: str) -> None:
+        self._request_id = value
 
     def expel(self, error: RpcError) -> None:
         """End the call from outside with this error; its handler is cancelled."""
@@ -88,25 +115,27 @@ def incoming_call(
     metadata: Metadata,
     *,
     deadline: float | None,
-    peer: str,
+    peer: str | Callable[[], str],
     wire: Any = None,
 ) -> ServerCall:
-    """The call that a wire has received: what its metadata says is read here, in one go."""
-    request_id: Any = ""
-    level: Criticality | None = None
-    attempt = 1
+    """The call that a wire has received: what its metadata says is read here, in one go.
+
+    Args:
+        peer: the address of the caller, or what tells it.
+    """
+    call = ServerCall(method, None, metadata)
+    call.deadline = deadline
+    call.peer = peer
+    call.wire = wire
     for key, value in metadata:
+        if key not in _READ:
+            continue
         if key == REQUEST_ID:
-            request_id = request_id or value
+            call.request_id = call._request_id or str(value)
         elif key == CRITICALITY:
-            level = BY_NAME.get(value)  # type: ignore[arg-type]  # this key has text
-        elif key in ATTEMPTS:
-            attempt = 1 + int(value) if len(value) < 4 and value.isdigit() else 1
-    call = ServerCall(
-        method, None, metadata, deadline=deadline, request_id=request_id or new_request_id(), peer=peer, wire=wire
-    )
-    call.criticality = level
-    call.attempt = attempt
+            call.criticality = BY_NAME.get(value)  # type: ignore[arg-type]  # this key has text
+        else:
+            call.attempt = 1 + int(value) if len(value) < 4 and value.isdigit() else 1
     return call
 
 

@@ -108,7 +108,8 @@ class Pipeline:
         self._complete = False
         self.calls: set[ServerCall] = set()
         self._clock = exact_clock()
-        self.time = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self.time = self._loop.time
         limits = self._settings.limiter
         self.limiter = Limiter(limits, random.Random()) if limits.maximum else None
         self.gate = Gate(self._clock, asyncio.get_running_loop().call_soon)
@@ -215,7 +216,7 @@ class Pipeline:
 
     async def _turn(self, call: ServerCall) -> None:
         """Wait until the event loop has time for a call."""
-        call.task = asyncio.current_task()
+        call.task = asyncio.current_task(self._loop)
         self.calls.add(call)
         try:
             await self.gate.turn()
@@ -307,7 +308,7 @@ class Pipeline:
             log.exception("a handler failed while its abandoned stream was closed")
 
     def _begin(self, bound: Bound, call: ServerCall) -> None:
-        call.task = asyncio.current_task()
+        call.task = asyncio.current_task(self._loop)
         current.set(call)
         self.calls.add(call)
         if call.deadline is not None and call.deadline <= self.time():  # it waited for so long that nobody waits for it

@@ -127,7 +127,7 @@ def _open(pipeline: Pipeline, bound: Bound, context: Any) -> ServerCall:
         bound.method,
         context.invocation_metadata(),
         deadline=None if remaining is None else pipeline.time() + remaining,
-        peer=context.peer(),
+        peer=context.peer,
         wire=GrpcWire(context),
     )
 
