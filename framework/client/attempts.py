@@ -181,7 +181,7 @@ class Attempts:
                 tries = Tries(call, endpoint) if watched is None else watched.race
                 self._limit(call, start)
             try:
-                reply = await endpoint.bind(self.method)(call)
+                reply = await (endpoint.handlers.get(self.method) or endpoint.bind(self.method))(call)
             except BaseException as error:
                 failure = error
             else:

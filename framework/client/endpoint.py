@@ -62,17 +62,18 @@ class Endpoint:
         breaker, host: what is held against it: its own failures, and doing worse than the others.
         available: it may be picked and a call would leave at once; kept here by the pool, since a pick looks at
             nothing else.
+        handlers: of the methods that were bound on it.
         pending: calls in flight.
         last_pick: when it was picked last, on the loop's clock in seconds.
         retired: the registry does not have it any more.
     """
 
     __slots__ = (
-        "_bound",
         "_ewma",
         "_stamp",
         "available",
         "breaker",
+        "handlers",
         "host",
         "instance",
         "last_pick",
@@ -92,13 +93,13 @@ class Endpoint:
         self.retired = False
         self._ewma = 0.0
         self._stamp = 0.0
-        self._bound: dict[Method[Any, Any], Handler] = {}
+        self.handlers: dict[Method[Any, Any], Handler] = {}
 
     def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method on this endpoint."""
-        handler = self._bound.get(method)
+        handler = self.handlers.get(method)
         if handler is None:
-            handler = self._bound[method] = self.transport.bind(method)
+            handler = self.handlers[method] = self.transport.bind(method)
         return handler
 
     def healthy(self, now: float) -> bool:

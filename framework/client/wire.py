@@ -15,6 +15,7 @@ import contextvars
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -164,7 +165,8 @@ class GrpcTransport:
         encode = method.encode or encoder(method.request, method.full_name)
         decode = method.decode or decoder(method.reply, method.full_name)
         metadata_of = tuple if self._interceptors else Pairs  # interceptors may look into it, and change it
-        make = (_streams if method.server_streaming else _unary)(encode, decode, metadata_of)
+        kind = _streams if method.server_streaming else _upload if method.client_streaming else _unary
+        make = kind(encode, decode, metadata_of)
         arity = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
         start: Callable[..., Any] | None = None
         time: Callable[[], float] = math.inf.__float__
@@ -194,33 +196,45 @@ def _unary(
     encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
 ) -> Callable[..., Awaitable[Reply]]:
     async def unary(call: Call, start: Callable[..., Any], timeout: float | None) -> Any:
-        feed = None
-        if call.method.client_streaming:
-            rpc = start(timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None)
-            feed = Feed(rpc, call.request, encode)
-        else:
-            rpc = start(
-                encode(call.request), timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None
-            )
-            call.give_up = rpc.cancel
+        metadata = metadata_of(call.metadata) if call.metadata else None
+        rpc = start(encode(call.request), timeout=timeout, metadata=metadata)
+        call.give_up = rpc.cancel
         try:
             raw = await rpc
         except BaseException as error:
-            raise _explain(call, rpc, await settled(rpc, error, feed), feed) from None
-        finally:
-            if feed is not None:
-                feed.stop()
-
-        async def received() -> tuple[Metadata, Metadata]:
-            return tuple(await rpc.initial_metadata()), await trailer_of(rpc, feed)
-
-        call.received = received
+            raise _explain(call, rpc, error, None) from None
+        call.received = partial(_received, rpc, None)
         try:
             return decode(raw)
         except Internal as error:
             raise _local(call, Internal, error.message) from None
 
     return unary
+
+
+def _upload(
+    encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
+) -> Callable[..., Awaitable[Reply]]:
+    async def upload(call: Call, start: Callable[..., Any], timeout: float | None) -> Any:
+        rpc = start(timeout=timeout, metadata=metadata_of(call.metadata) if call.metadata else None)
+        feed = Feed(rpc, call.request, encode)
+        try:
+            raw = await rpc
+        except BaseException as error:
+            raise _explain(call, rpc, await settled(rpc, error, feed), feed) from None
+        finally:
+            feed.stop()
+        call.received = partial(_received, rpc, feed)
+        try:
+            return decode(raw)
+        except Internal as error:
+            raise _local(call, Internal, error.message) from None
+
+    return upload
+
+
+async def _received(rpc: Any, feed: Feed | None) -> tuple[Metadata, Metadata]:
+    return tuple(await rpc.initial_metadata()), await trailer_of(rpc, feed)
 
 
 def _streams(
