@@ -37,7 +37,7 @@ from framework.percentile import Latencies
 from framework.policy import FAILURES, Policy
 
 if TYPE_CHECKING:
-    from framework.client.hedging import Hedges, Watched
+    from framework.client.hedging import Hedges
 
 PREVIOUS = "x-previous-rpc-attempts"
 """Metadata that tells a server how many attempts of this call were sent before.
@@ -162,7 +162,7 @@ class Attempts:
         else:
             await bulkhead.wait(call)
         failure: BaseException | None = None
-        watched: Watched | None = None
+        hedges, watched = self.hedges, False
         tries: Tries | None = None
         try:
             # `attempt` written out, without what only a second attempt needs: nearly every call comes through here.
@@ -175,10 +175,10 @@ class Attempts:
             permit = endpoint.begin(start)
             if not permit:
                 permit = pool.probe(endpoint, start)
-            hedges = self.hedges
-            watched = None if hedges is None else hedges.watch(call, endpoint, start)
+            if hedges is not None:
+                watched = hedges.watch(call, endpoint, start)
             if self._timed:
-                tries = Tries(call, endpoint) if watched is None else watched.race
+                tries = hedges.race(call) if hedges is not None and watched else Tries(call, endpoint)
                 self._limit(call, start)
             try:
                 reply = await (endpoint.handlers.get(self.method) or endpoint.bind(self.method))(call)
@@ -187,17 +187,18 @@ class Attempts:
             else:
                 self._answered(endpoint, permit, start)
                 return reply
-            tries = tries or (Tries(call, endpoint) if watched is None else watched.race)
+            race = hedges.race(call) if hedges is not None and watched else None
+            tries = race or tries or Tries(call, endpoint)
             self._failed(call, tries, endpoint, permit, failure, start)
             if not isinstance(failure, RpcError) or failure is call.fault:
                 raise failure
-            if watched is None:
-                return await self.persist(call, tries, failure)
-            return await watched.race.without_first(failure)
+            if race is not None:
+                return await race.without_first(failure)
+            return await self.persist(call, tries, failure)
         finally:
             failure = None  # it knows this frame, and this frame would know it
-            if watched is not None:
-                watched.end()
+            if hedges is not None and watched:
+                hedges.end(call)
             bulkhead.out -= 1
             if bulkhead.line:
                 bulkhead.let_in()

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections import deque
 from typing import Any, cast
 
 from framework.call import OK, Call, Outcome, Reply
@@ -37,114 +36,95 @@ SHORTEST = 0.001
 STALE = 0.1
 """Seconds after which the delay is looked up again."""
 
-NEVER = math.nan
-"""No moment: equal to none, itself included."""
-
 
 class Hedges:
     """Watches the calls of one method whose first attempt is out.
 
-    One timer serves all of them, since all wait equally long: a call costs no more than a place in a line.
+    One timer serves all of them, since all wait equally long: it looks at those that are out, the oldest first. A call
+    costs no more than an entry among them.
     """
 
     def __init__(self, attempts: Attempts, settings: HedgeSettings) -> None:
         self.attempts = attempts
         self.limit = settings.attempts
-        self.delay = settings.delay if settings.delay is None else max(settings.delay, SHORTEST)
         self._share = 1.0 - settings.extra_load
+        self._delay = math.inf if settings.delay is None else max(settings.delay, SHORTEST)
         self._stale = -math.inf if settings.delay is None else math.inf
-        self._line: deque[tuple[float, Watched]] = deque()
+        self._out: dict[Call, tuple[float, Endpoint, contextvars.Context]] = {}
+        self._races: dict[Call, Race] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
 
-    def watch(self, call: Call, endpoint: Endpoint, now: float) -> Watched | None:
-        """Watch a call whose first attempt begins; None while it is not known what is late."""
-        if now >= self._stale or self.delay is None:
-            self._stale = now + STALE
+    def watch(self, call: Call, endpoint: Endpoint, now: float) -> bool:
+        """Watch a call whose first attempt begins, until `end`; False while it is not known what is late."""
+        if now >= self._stale:
             delay = self.attempts.latencies.quantile(now, self._share)
-            self.delay = delay if delay is None else max(delay, SHORTEST)
-        delay = self.delay
-        if delay is None:
-            return None
+            if delay is None:
+                return False
+            self._delay = delay if delay > SHORTEST else SHORTEST
+            self._stale = now + STALE
         # Hedges belong to the caller, not to whom the timer was set for: so its context is kept.
-        watched = Watched(self, (call, endpoint, contextvars.copy_context()))
-        line = self._line
-        watched.due = due = now + delay
-        if self._timer is None or due < line[-1][0]:
-            self.wake(watched, now)
-        else:
-            line.append((due, watched))
-        return watched
+        self._out[call] = (now, endpoint, contextvars.copy_context())
+        due = now + self._delay
+        if due < self._due:
+            self._wake(due)
+        return True
 
-    def wake(self, watched: Watched, now: float) -> None:
-        """Let it begin another attempt when the delay has passed from now on, unless it is over by then."""
-        assert self.delay is not None
-        watched.due = due = now + self.delay
-        line = self._line
-        if line and due < line[-1][0]:  # the delay has become shorter: it does not wait behind the others
-            asyncio.get_running_loop().call_at(due, self._fire_one, due, watched)
-            return
-        line.append((due, watched))
-        if self._timer is None:
-            self._timer = self._call_at(due)
+    def race(self, call: Call) -> Race:
+        """The race that a call becomes when its first attempt takes too long, or fails."""
+        race = self._races.get(call)
+        if race is None:
+            began, endpoint, context = self._out[call]
+            race = self._races[call] = Race(self, call, endpoint, context)
+            race.due = began + self._delay
+        return race
 
-    def _fire_one(self, due: float, watched: Watched) -> None:
-        if due == watched.due:
-            watched.race.begin(self.attempts.time())
+    def end(self, call: Call) -> None:
+        """The call has its reply or its failure, or was given up."""
+        del self._out[call]
+        if self._races and (race := self._races.pop(call, None)) is not None:
+            race.over = True
+            race.stop()
+
+    def again(self, race: Race, now: float) -> None:
+        """Let a race begin one more attempt when the delay has passed from now on."""
+        race.due = now + self._delay
+        if race.due < self._due:
+            self._wake(race.due)
+
+    def _wake(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        # In a context of its own: each timer sets the next, and would keep alive what the very first call knew.
+        self._timer = asyncio.get_running_loop().call_at(due, self._fire, context=contextvars.Context())
 
     def _fire(self) -> None:
-        line, now = self._line, self.attempts.time()
-        while line:
-            due, watched = line[0]
-            if due == watched.due:
-                if due > now:
-                    break
-                watched.race.begin(now)
-            line.popleft()
-        # A loop may be early by its resolution: at the same moment again it would turn round and round.
-        self._timer = self._call_at(max(line[0][0], now + SHORTEST)) if line else None
-
-    def _call_at(self, due: float) -> asyncio.TimerHandle:
-        # In a context of its own: each timer sets the next, and would keep alive what the very first call knew.
-        return asyncio.get_running_loop().call_at(due, self._fire, context=contextvars.Context())
-
-
-class Watched:
-    """A call whose first attempt is out. It becomes a race when that takes too long, or fails.
-
-    Attributes:
-        due: when the next attempt is to begin; NEVER once the call is over.
-    """
-
-    __slots__ = ("_first", "_race", "due", "owner")
-
-    due: float
-
-    def __init__(self, owner: Hedges, first: tuple[Call, Endpoint, contextvars.Context]) -> None:
-        self.owner = owner
-        self._first: tuple[Call, Endpoint, contextvars.Context] | None = first
-        self._race: Race | None = None
-
-    @property
-    def race(self) -> Race:
-        """The race, made when it is first asked for."""
-        if self._race is None:
-            assert self._first is not None
-            self._race = Race(self, *self._first)
-        return self._race
-
-    def end(self) -> None:
-        """The call has its reply or its failure, or was given up."""
-        self.due = NEVER
-        self._first = None  # its place in the line outlives it
-        if self._race is not None:
-            self._race.over = True
-            self._race.stop()
+        now = self.attempts.time()
+        self._timer, self._due = None, math.inf
+        soonest = math.inf
+        for call, (start, _, _) in self._out.items():
+            race = self._races.get(call)
+            due = start + self._delay if race is None else race.due
+            if due <= now:
+                race = race or self.race(call)
+                race.due = math.inf
+                race.begin(now)
+                due = race.due
+            if due < soonest:
+                soonest = due
+            if race is None:
+                break  # those that began later are late later
+        if soonest < self._due:
+            # A loop may be early by its resolution: at the same moment again it would turn round and round.
+            self._wake(max(soonest, now + SHORTEST))
 
 
 class Race(Tries):
     """The attempts of one call, of which the first that is answered counts.
 
     Attributes:
+        due: when the next one is to begin; math.inf when none is.
         over: the call has its reply or its failure.
     """
 
@@ -159,21 +139,21 @@ class Race(Tries):
         "_owner",
         "_reply",
         "_waiter",
-        "_watched",
         "_winner",
+        "due",
         "over",
     )
 
-    def __init__(self, watched: Watched, call: Call, endpoint: Endpoint, context: contextvars.Context) -> None:
+    def __init__(self, owner: Hedges, call: Call, endpoint: Endpoint, context: contextvars.Context) -> None:
         super().__init__(call, endpoint)
+        self.due = math.inf
         self.over = False
-        self._watched = watched
         self._call = call
-        self._owner = watched.owner
+        self._owner = owner
         self._context = context
         self._hedges: set[asyncio.Task[None]] = set()
         self._begun = 1
-        self._limit = watched.owner.limit
+        self._limit = owner.limit
         self._first = True  # it is out
         self._failure: BaseException | None = None
         self._winner: Call | None = None
@@ -237,7 +217,7 @@ class Race(Tries):
         task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context.copy())
         self._hedges.add(task)
         if self._begun < self._limit:
-            self._owner.wake(self._watched, now)
+            self._owner.again(self, now)
         return True
 
     async def _run(self, hedge: Call) -> None:
