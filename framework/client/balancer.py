@@ -106,39 +106,40 @@ class Weighted:
     def __init__(self, rng: random.Random) -> None:
         self._random = rng.random
         self._of: Sequence[Endpoint] = ()
-        self._table: list[tuple[float, int]] = []
+        self._shares: list[float] = []
+        self._others: list[int] = []
 
     def pick(self, endpoints: Sequence[Endpoint], ready: Sequence[Endpoint], now: float) -> Endpoint | None:
         if len(ready) < len(endpoints):
             _wake(endpoints[int(self._random() * len(endpoints))])
         if not ready:
             return None
-        if self._of is not ready or len(self._table) != len(ready):
+        if self._of is not ready or len(self._shares) != len(ready):
             self._of = ready
-            self._table = _aliases([endpoint.instance.weight for endpoint in ready])
+            self._shares, self._others = _aliases([endpoint.instance.weight for endpoint in ready])
         where = self._random() * len(ready)
         index = int(where)
-        share, other = self._table[index]
-        return ready[index if where - index < share else other]
+        return ready[index if where - index < self._shares[index] else self._others[index]]
 
     def changed(self) -> None:
-        self._table = []
+        self._shares = []
 
 
-def _aliases(weights: Sequence[float]) -> list[tuple[float, int]]:
+def _aliases(weights: Sequence[float]) -> tuple[list[float], list[int]]:
     """By index, the share of its draws that it keeps, and who gets the others."""
     mean = sum(weights) / len(weights)
     left = [weight / mean for weight in weights]
-    table = [(1.0, index) for index in range(len(left))]
+    shares = [1.0] * len(left)
+    others = list(range(len(left)))
     small = [index for index, share in enumerate(left) if share < 1.0]
     large = [index for index, share in enumerate(left) if share >= 1.0]
     while small and large:
         poor, rich = small.pop(), large[-1]
-        table[poor] = (left[poor], rich)
+        shares[poor], others[poor] = left[poor], rich
         left[rich] -= 1.0 - left[poor]
         if left[rich] < 1.0:
             small.append(large.pop())
-    return table
+    return shares, others
 
 
 def _lately_failed(endpoint: Endpoint, now: float) -> bool:
