@@ -34,7 +34,7 @@ def test_weighted_shares_are_exact(weights: list[int], seed: int) -> None:
     balancer = Weighted(random.Random(seed))
     pick(balancer, targets, 0.0)
     shares = dict.fromkeys(range(len(weights)), 0.0)
-    for index, (own, other) in enumerate(balancer._table):
+    for index, (own, other) in enumerate(zip(balancer._shares, balancer._others, strict=True)):
         assert 0.0 <= own <= 1.0 + 1e-9
         shares[index] += own / len(weights)
         shares[other] += (1.0 - own) / len(weights)
