@@ -63,7 +63,7 @@ async def storm(lab: Lab, form: Form) -> Result:
         "goodput",
         "% of capacity",
         lambda run: 100.0 * run.report.goodput(run.spans.settled(1.0)) / capacity,
-        ">= 90" if form.full else ">= 80",
+        ">= 90" if form.full else ">= 50",
     )
     judge.row("baseline_again", "s", lambda run: run.report.back_to_normal(run.spans.after, run.spans.before), "<= 5")
     return judge.result()
@@ -77,13 +77,13 @@ async def overload(lab: Lab, form: Form) -> Result:
         "goodput",
         "% of capacity",
         lambda run: 100.0 * run.report.goodput(run.spans.settled(1.0)) / capacity,
-        ">= 90" if form.full else ">= 80",
+        ">= 90" if form.full else ">= 50",
     )
     judge.row(
         "critical",
         "% that succeed",
         lambda run: 100.0 - run.report.failed_percent(run.spans.during, criticality="CRITICAL"),
-        ">= 99.9" if form.full else ">= 99",
+        ">= 99.9" if form.full else ">= 95",
     )
     judge.row("servers.memory", "times at a quarter", lambda run: _growth(run, run.servers), "<= 1.1")
     # The client keeps every call that it made, for the report: its memory says little.

@@ -8,8 +8,10 @@
     | leave()                             | in flight - 1; how long the call took says nothing                       |
     | the window is over:                 |                                                                          |
     |   more than a tenth expired         | min(limit, most in flight) * min(gradient, 1 - share expired / 2)        |
-    |   else, in flight below limit / 2   | limit unchanged: what was not used is not known to be good               |
-    |   otherwise                         | limit + 0.2 * (limit * gradient + 4 - limit)                             |
+    |   else, in flight from limit / 2 on | limit + 0.2 * (limit * gradient + 4 - limit)                             |
+    |   else, slower, and more in flight  |                                                                          |
+    |   than twice what did no harm       | the same, from what was in flight                                        |
+    |   otherwise                         | limit unchanged: what was not used is not known to be good               |
     |   ... and always                    | from minimum to maximum                                                  |
 
 What may be shed is admitted only where it is known to do no harm: up to a share of twice the calls that were in flight
@@ -173,7 +175,8 @@ class Limiter:
         if self._expired > MAX_EXPIRED * count:
             gradient = min(gradient, 1.0 - self._expired / count / 2)
             limit = min(limit, float(self._peak)) * gradient
-        elif self._peak >= limit / 2:
+        elif self._peak >= limit / 2 or (gradient < 1.0 and self._peak > HEADROOM * self._proven):
+            limit = limit if self._peak >= limit / 2 else float(self._peak)
             limit += SMOOTHING * (limit * gradient + QUEUE - limit)
         minimum = float(self._settings.minimum)
         self._limit = limit = max(minimum, min(float(self._settings.maximum), limit))
