@@ -25,9 +25,9 @@ MINIMUM = 20
 """Calls below which there is no history to speak of."""
 
 _PER_DOUBLING = 8
-_SHORTEST = 2.0**-17  # 8 us
-_FIRST = 17 * _PER_DOUBLING
+_FIRST = 17 * _PER_DOUBLING  # from 8 us
 _SIZE = _FIRST + 12 * _PER_DOUBLING  # up to 68 minutes
+_LAST = _SIZE - 1
 _EDGES: list[float] = [2.0 ** ((index + 1 - _FIRST) / _PER_DOUBLING) for index in range(_SIZE)]
 _STALE = 32
 
@@ -58,11 +58,7 @@ class Latencies:
         """A call that took `seconds` ended at `now` seconds."""
         if now >= self._turn:
             self._rotate(now)
-        if seconds <= _SHORTEST:
-            index = 0
-        elif (index := int(math.log2(seconds) * _PER_DOUBLING + _FIRST)) >= _SIZE:
-            index = _SIZE - 1
-        self._counts[index] += 1
+        self._counts[bisect_left(_EDGES, seconds, 0, _LAST)] += 1
         self._count += 1
 
     def quantile(self, now: float, q: float) -> float | None:

@@ -25,6 +25,9 @@ _READ = frozenset({REQUEST_ID, CRITICALITY, *ATTEMPTS})
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailer that says when a failed call may be made again. Source: gRFC A6."""
 
+UNSET = (Code.OK, "")
+"""The status of a call whose handler has set none."""
+
 END_OF_STREAM: Any = None
 """What `Context.read` returns at the end of the requests; the wire puts the engine's own mark here."""
 
@@ -64,13 +67,39 @@ class ServerCall(Call):
     _peer: str | Callable[[], str]
     _request_id: str
 
-    def __init__(self, method: Method[Any, Any], request: Any, metadata: Metadata) -> None:
-        super().__init__(method, request, metadata)
+    def __init__(
+        self,
+        method: Method[Any, Any],
+        metadata: Metadata,
+        deadline: float | None,
+        peer: str | Callable[[], str],
+        wire: Any,
+    ) -> None:
+        # All that Call has is set here, and not by its __init__: every call that is served pays for this.
+        self.outcome = None
+        self._callbacks = None
+        self.method = method
+        self.request = None
+        self.metadata = metadata
+        self.deadline = deadline
+        self.timeout = None
+        self.idle = None
+        self.inherited = False
+        self._request_id = ""
+        self._peer = peer
+        self.header = ()
+        self.trailer = ()
+        self.received = None
+        self.attempt = 1
+        self.give_up = None
+        self.fault = None
+        self.criticality = None
+        self.wire = wire
         self.task: asyncio.Task[Any] | None = None
         self.expelled: RpcError | None = None
         self.aborted: RpcError | None = None
         self.header_sent = False
-        self.status: tuple[Code, str] = (Code.OK, "")
+        self.status: tuple[Code, str] = UNSET
         self.write: Callable[[Any], Awaitable[None]] | None = None
         self.pushback: int | None = None
 
@@ -123,10 +152,7 @@ def incoming_call(
     Args:
         peer: the address of the caller, or what tells it.
     """
-    call = ServerCall(method, None, metadata)
-    call.deadline = deadline
-    call.peer = peer
-    call.wire = wire
+    call = ServerCall(method, metadata, deadline, peer, wire)
     for key, value in metadata:
         if key not in _READ:
             continue

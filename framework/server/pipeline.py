@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -35,7 +35,7 @@ from framework.loop import exact_clock
 from framework.metadata import pairs
 from framework.parsing import suggest
 from framework.percentile import Latencies
-from framework.server.context import PUSHBACK, ServerCall
+from framework.server.context import PUSHBACK, UNSET, ServerCall
 from framework.server.gate import Gate
 from framework.server.limiter import SHARES, Limiter
 from framework.server.servicer import Servicer, ServicerError, handler_of
@@ -52,6 +52,10 @@ LATE = 0.005
 
 LATENCY_WINDOW = 5.0
 """Seconds after which how long a method took is no longer how long it takes."""
+
+# Looking a member up in its class takes longer than all else on the way of a call, on Python 3.11.
+CRITICAL = Criticality.CRITICAL
+DEADLINE_EXCEEDED = Code.DEADLINE_EXCEEDED
 
 NEVER = -1
 """Milliseconds of a pushback that means: not at all."""
@@ -98,6 +102,7 @@ class Pipeline:
         settings: ServerSettings | None = None,
     ) -> None:
         self._settings = settings or ServerSettings()
+        self._max_message = self._settings.max_message
         self._interceptors = tuple(interceptors)
         self._errors = dict(errors or {})
         given: Iterable[tuple[Any, Any]] = self._errors.items()
@@ -112,7 +117,7 @@ class Pipeline:
         self.time = self._loop.time
         limits = self._settings.limiter
         self.limiter = Limiter(limits, random.Random()) if limits.maximum else None
-        self.gate = Gate(self._clock, asyncio.get_running_loop().call_soon)
+        self.gate = Gate(self._clock, self._loop.call_soon)
         self._refused = [0] * len(Criticality)
         self._told = -math.inf  # when the log last heard of refused calls
 
@@ -181,58 +186,70 @@ class Pipeline:
             return None if own.timeout == math.inf else own.timeout
         return None if method.server_streaming else self._settings.timeout
 
-    def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> Coroutine[Any, Any, bytes]:
+    async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
         """Serve a call with one reply; `raw` is the request, or None when `call.request` is a stream of them."""
-        return (self._answer if bound.latencies is None else self._admit)(bound, call, raw)
-
-    async def _admit(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
-        limiter, latencies, gate, clock = self.limiter, bound.latencies, self.gate, self._clock
-        assert limiter is not None
-        assert latencies is not None
-        level = call.criticality
-        if level is None:
-            level = Criticality.CRITICAL
-        crowded = gate.line and gate.wait >= self._settings.limiter.wait * SHARES[level] / 100
-        if crowded or not limiter.admit(level):
-            raise self._refuse(limiter, bound, call, level)
-        start = clock()
+        # Written out in one: each function that a call passes through costs it something.
+        clock, latencies = self._clock, bound.latencies
+        limiter: Any = self.limiter  # not None where there are latencies
+        start = 0.0
+        if latencies is not None:
+            level = call.criticality
+            if level is None:
+                level = CRITICAL
+            crowded = self.gate.line and self.gate.wait >= self._settings.limiter.wait * SHARES[level] / 100
+            if crowded or not limiter.admit(level):
+                raise self._refuse(limiter, bound, call, level)
+            start = clock()
         try:
-            if gate.busy(start):
-                await self._turn(call)
+            call.task = task = cast("asyncio.Task[Any]", asyncio.current_task(self._loop))
+            self.calls.add(call)
+            if latencies is not None and self.gate.busy(start):
+                await self.gate.turn()
                 start = clock()
-            if call.deadline is not None and limiter.in_flight > 1:
-                self._hurry(latencies, call)
-            return await self._answer(bound, call, raw)
-        finally:
-            now = clock()
-            outcome = call.outcome
-            if outcome is None or _ANSWERS[outcome.code]:
-                latencies.record(now, now - start)
-                limiter.end(now, now - start)
-            elif outcome.code is Code.DEADLINE_EXCEEDED:
-                limiter.end(now, now - start, expired=True)
-            else:
-                limiter.leave()
-
-    async def _turn(self, call: ServerCall) -> None:
-        """Wait until the event loop has time for a call."""
-        call.task = asyncio.current_task(self._loop)
-        self.calls.add(call)
-        try:
-            await self.gate.turn()
+            if call.deadline is not None:
+                left = call.deadline - self.time()
+                if left <= 0.0:  # it waited for so long that nobody waits for it
+                    raise Broken
+                if latencies is not None and limiter.in_flight > 1:
+                    self._hurry(latencies, call, left)
+            current.set(call)
+            if bound.timeout is not None:
+                self._limit_time(bound.timeout, call)
+            if raw is not None:
+                call.request = bound.decode(raw)
+            reply = await bound.handler(call)
+            if task.cancelling() or call.aborted is not None or call.status is not UNSET:
+                _raise_for_ending(call)
+            encoded = bound.encode(reply)
+            if len(encoded) > self._max_message:
+                raise self._too_large(encoded)
+            self.calls.discard(call)
+            call.end(OK)
         except BaseException as error:
-            raise self._fail(call, error) from None
+            if (failure := self._fail(call, error)) is error:
+                raise
+            raise failure from error
+        finally:
+            if latencies is not None:
+                now = clock()
+                outcome = call.outcome
+                if outcome is OK or outcome is None or _ANSWERS[outcome.code]:
+                    latencies.record(now, now - start)
+                    limiter.end(now, now - start)
+                elif outcome.code is DEADLINE_EXCEEDED:
+                    limiter.end(now, now - start, expired=True)
+                else:
+                    limiter.leave()
+        return encoded
 
-    def _hurry(self, latencies: Latencies, call: ServerCall) -> None:
+    def _hurry(self, latencies: Latencies, call: ServerCall, left: float) -> None:
         """Give a call up that others wait behind, when so little of its deadline is left that most would miss it."""
         usual = latencies.quantile(self._clock(), 0.5)
-        remaining = call.remaining()
-        if usual is not None and remaining is not None and 0 < remaining < usual:
-            error = DeadlineExceeded(
-                f"{remaining * 1000:.0f} ms of the deadline were left when {call.method.full_name} was to begin,"
+        if usual is not None and left < usual:
+            raise DeadlineExceeded(
+                f"{left * 1000:.0f} ms of the deadline were left when {call.method.full_name} was to begin,"
                 f" which takes {usual * 1000:.0f} ms"
             )
-            raise self._fail(call, error)
 
     def _refuse(self, limiter: Limiter, bound: Bound, call: ServerCall, level: Criticality) -> ResourceExhausted:
         call.pushback = round(limiter.pushback() * 1000)
@@ -254,22 +271,6 @@ class Pipeline:
         call.end(Outcome(error.code, error, remote=False))
         return error
 
-    async def _answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
-        try:
-            self._begin(bound, call)
-            if raw is not None:
-                call.request = bound.decode(raw)
-            reply = await bound.handler(call)
-            _raise_for_ending(call)
-            encoded = bound.encode(reply)
-            if len(encoded) > self._settings.max_message:
-                raise self._too_large(encoded)
-        except BaseException as error:
-            raise self._fail(call, error) from error
-        self.calls.discard(call)
-        call.end(OK)
-        return encoded
-
     async def stream(
         self, bound: Bound, call: ServerCall, raw: bytes | None, write: Callable[[bytes], Awaitable[None]]
     ) -> None:
@@ -283,7 +284,7 @@ class Pipeline:
             replies = await bound.handler(call)
             async for reply in replies:
                 encoded = encode(reply)
-                if len(encoded) > self._settings.max_message:
+                if len(encoded) > self._max_message:
                     raise self._too_large(encoded)
                 await write(encoded)
             _raise_for_ending(call)
@@ -291,6 +292,8 @@ class Pipeline:
             failure = self._fail(call, error)
             if replies is not None and replies.outcome is None:
                 await self._abandon(replies, failure)
+            if failure is error:
+                raise
             raise failure from error
         self.calls.discard(call)
         call.end(OK)
@@ -318,15 +321,14 @@ class Pipeline:
 
     def _limit_time(self, timeout: float, call: ServerCall) -> None:
         """End a call after so many seconds, unless its caller's deadline is earlier."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
+        end = self.time() + timeout
         if call.deadline is not None and call.deadline <= end:
             return
         call.deadline = end
         error = DeadlineExceeded(
             f"{call.method.full_name} took longer than {timeout:g} s (`timeout` in the settings of the server)"
         )
-        timer = loop.call_at(end, call.expel, error)
+        timer = self._loop.call_at(end, call.expel, error)
         call.on_end(lambda outcome: timer.cancel())
 
     def _fail(self, call: ServerCall, error: BaseException) -> BaseException:
