@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Unimplemented,
         Unknown,
     )
+    from framework.identity import Identity, Peer
     from framework.policy import (
         BackoffSettings,
         BreakerSettings,
@@ -75,6 +76,7 @@ _HOMES = {
         "OutOfRange PermissionDenied ResourceExhausted RpcError Unauthenticated Unavailable "
         "Unimplemented Unknown"
     ),
+    "framework.identity": "Identity Peer",
     "framework.policy": (
         "BackoffSettings BreakerSettings BudgetSettings BulkheadSettings ClientSettings HedgeSettings "
         "KeepaliveSettings LimiterSettings MethodSettings OutlierSettings RetrySettings"
@@ -120,6 +122,7 @@ __all__ = [
     "FrameworkError",
     "Handler",
     "HedgeSettings",
+    "Identity",
     "Instance",
     "Interceptor",
     "Internal",
@@ -134,6 +137,7 @@ __all__ = [
     "OutOfRange",
     "Outcome",
     "OutlierSettings",
+    "Peer",
     "PermissionDenied",
     "Registry",
     "Reply",

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from framework.errors import Code, FrameworkError, RpcError
+from framework.identity import Identity
 
 log = logging.getLogger("framework")
 
@@ -177,6 +178,7 @@ class Call(Ending):
         give_up: ends an attempt that waits for its one reply, without waiting; set by the wire, None before.
         fault: what the iterable of requests raised, if the call fails of that; set by the wire.
         criticality: how much it matters, None when nobody said so.
+        identity: who the call is made for, where that was verified; None for somebody who is not known.
         wire: what the serving wire keeps with the call; None on clients.
     """
 
@@ -188,6 +190,7 @@ class Call(Ending):
         "fault",
         "give_up",
         "header",
+        "identity",
         "idle",
         "inherited",
         "metadata",
@@ -231,6 +234,7 @@ class Call(Ending):
         self.give_up: Callable[[], Any] | None = None
         self.fault: BaseException | None = None
         self.criticality: Criticality | None = None
+        self.identity: Identity | None = None
         self.wire = wire
 
     def get(self, key: str) -> str | bytes | None:

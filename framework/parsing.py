@@ -15,6 +15,7 @@ every value that was said, so that it can be told where each came from: `origin`
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -123,6 +124,43 @@ def text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{where} is {value!r}; it must be text")
     return value
+
+
+class Secret:
+    """Text that nobody is to read by chance: in a log, a traceback or a list of settings it is hidden."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __repr__(self) -> str:
+        return "Secret(***)" if self._value else "Secret()"
+
+    def __str__(self) -> str:
+        return "***" if self._value else ""
+
+
+def secret(value: Any, where: str) -> Secret:
+    """Text that is hidden from now on. Raises ConfigError, which does not show it either."""
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} must be text")
+    return Secret(value)
 
 
 def choice(*choices: str) -> Callable[[Any, str], str]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 from framework.call import Call, Criticality, Metadata, Method, Outcome
 from framework.errors import Code, RpcError, error_for
+from framework.identity import Identity
 from framework.interceptors.criticality import BY_NAME
 from framework.interceptors.criticality import KEY as CRITICALITY
 from framework.interceptors.request_id import KEY as REQUEST_ID
@@ -172,6 +173,7 @@ class Context:
         deadline: the moment on the loop's clock when the caller stops waiting, or None.
         request_id: the same along the whole chain of calls.
         criticality: how much the call matters; CRITICAL when its caller does not say.
+        identity: whom the request is made for, as was verified; None for a caller who is not known.
     """
 
     __slots__ = ("_call",)
@@ -196,6 +198,10 @@ class Context:
     def criticality(self) -> Criticality:
         said = self._call.criticality
         return Criticality.CRITICAL if said is None else said
+
+    @property
+    def identity(self) -> Identity | None:
+        return self._call.identity
 
     def invocation_metadata(self) -> Metadata:
         """What the caller sent, as pairs of key and value."""

@@ -54,6 +54,11 @@ async def test_identity_without_tls(wire: str) -> None:
     assert "x509_common_name" not in await asked(wire, lambda context: dict(context.auth_context()))
 
 
+async def test_nobody(wire: str) -> None:
+    """Where nothing asks who a caller is, nobody is known."""
+    assert await asked(wire, lambda context: context.identity) is None
+
+
 async def test_metadata(wire: str) -> None:
     """Metadata is pairs, which make a mapping."""
     assert await asked(wire, lambda context: "user-agent" in dict(context.invocation_metadata()) or wire == "memory")
