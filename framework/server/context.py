@@ -95,6 +95,7 @@ class ServerCall(Call):
         self.give_up = None
         self.fault = None
         self.criticality = None
+        self.identity = None
         self.wire = wire
         self.task: asyncio.Task[Any] | None = None
         self.expelled: RpcError | None = None

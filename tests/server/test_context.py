@@ -10,9 +10,12 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from framework import Code, Context, NotFound, RpcError, Unknown
+from framework import Code, Context, Method, NotFound, RpcError, Unknown
+from framework.server.context import ServerCall, incoming_call
 from tests.invariants.conftest import ARITIES, World, open_world, soon
 from tests.invariants.echo import Behaviour, raising, repeat, text
+
+METHOD = Method("test.Echo", "Unary", StringValue, StringValue)
 
 
 @pytest.fixture(params=["grpc", "memory"])
@@ -190,3 +193,10 @@ async def test_unknown_code_from_elsewhere(wire: str) -> None:
     """UNKNOWN is an error like any other."""
     async with open_world(wire, ARITIES["unary_unary"], behave=raising(Unknown("what"))) as world:
         assert repr(await _failure(world)) == "<Unknown 'what' remote sent=True attempts=1>"
+
+
+def test_a_served_call_has_all_that_a_call_has() -> None:
+    """Its constructor sets every attribute by itself, for speed; none is forgotten."""
+    call = incoming_call(METHOD, (), deadline=None, peer="")
+    slots = [name for kind in ServerCall.__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"]
+    assert [name for name in slots if not hasattr(call, name)] == []
