@@ -34,6 +34,7 @@ from framework.parsing import (
     integer,
     leaves,
     optional,
+    parse_field,
     period,
     replaced,
     setting,
@@ -279,15 +280,19 @@ def _variables_in(environ: Mapping[str, str]) -> Iterator[_Variable]:
     known = {
         prefix + "_".join(path).upper(): (kind, path, f)
         for prefix, kind in _PREFIXES.items()
-        for path, f in leaves(kind)
+        for path, f in leaves(kind, switches=True)
     }
-    for name, value in environ.items():
+    for name, value in sorted(environ.items()):  # what turns a table off comes before what is in it
         if not name.startswith(tuple(_PREFIXES)):
+            end = name.removeprefix("FRAMEWORK")
+            meant = [each for each in known if each.endswith(end)] if end != name else []
+            if meant:
+                raise ConfigError(f"{name} in the environment is not a setting. Did you mean {' or '.join(meant)}?")
             continue
         if name not in known:  # a misspelt variable would be ignored without a word
             raise ConfigError(f"{name} in the environment is not a setting.{suggest(name, known)}")
         kind, path, f = known[name]
-        yield _Variable(name, kind, path, f.metadata["parse"](value, name))
+        yield _Variable(name, kind, path, parse_field(f, value, name))
 
 
 active: ContextVar[Settings | None] = ContextVar("framework.settings", default=None)

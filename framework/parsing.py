@@ -275,13 +275,21 @@ def parse_field(f: dataclasses.Field[Any], value: Any, where: str, base: Any = N
     return kind.parse(value, where, base)
 
 
-def leaves(kind: type[Table], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dataclasses.Field[Any]]]:
-    """Every setting that is one value, nested ones too: its path and its field."""
+def leaves(
+    kind: type[Table], prefix: tuple[str, ...] = (), *, switches: bool = False
+) -> Iterator[tuple[tuple[str, ...], dataclasses.Field[Any]]]:
+    """Every setting that is one value, nested ones too: its path and its field.
+
+    Args:
+        switches: the tables that can be "off" as well, before what is in them.
+    """
     for f in dataclasses.fields(kind):
         if "parse" in f.metadata:
             yield (*prefix, f.name), f
         elif "table" in f.metadata:
-            yield from leaves(f.metadata["table"], (*prefix, f.name))
+            if switches and f.metadata["off"] is not None:
+                yield (*prefix, f.name), f
+            yield from leaves(f.metadata["table"], (*prefix, f.name), switches=switches)
 
 
 def replaced(settings: Any, path: tuple[str, ...], value: Any, where: str) -> Any:

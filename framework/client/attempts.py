@@ -122,6 +122,7 @@ class Attempts:
         budget: of retries and hedges, shared by all methods of a channel.
         latencies: how long answers of this method take.
         rng: for jitter.
+        bulkhead: one that counts calls of this method already.
 
     Attributes:
         time: the clock of the loop that this is used on, in seconds.
@@ -137,13 +138,14 @@ class Attempts:
         budget: RetryBudget,
         latencies: Latencies,
         rng: random.Random,
+        bulkhead: Bulkhead | None = None,
     ) -> None:
         self.pool = pool
         self.method = method
         self.policy = policy
         self.budget = budget
         self.latencies = latencies
-        self.bulkhead = Bulkhead(policy.bulkhead)
+        self.bulkhead = bulkhead or Bulkhead(policy.bulkhead)
         self.hedges: Hedges | None = None
         self.time: Callable[[], float] = self._find_clock
         self._rng = rng

@@ -33,12 +33,20 @@ class Bulkhead:
 
     __slots__ = ("_queue", "calls", "line", "out")
 
+    calls: int
+    _queue: int
+
     def __init__(self, settings: BulkheadSettings | None) -> None:
-        settings = settings or UNLIMITED
-        self.calls = settings.calls
         self.out = 0
         self.line: deque[asyncio.Future[None]] = deque()
+        self.configure(settings)
+
+    def configure(self, settings: BulkheadSettings | None) -> None:
+        """Go by other settings; calls that are out still count, and those that wait are let in if they now may."""
+        settings = settings or UNLIMITED
+        self.calls = settings.calls
         self._queue = settings.queue
+        self.let_in()
 
     async def wait(self, call: Call) -> None:
         """Wait to be let in.

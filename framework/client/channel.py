@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, Self
 
 from framework.call import Call, Handler, Interceptor, Method, Reply, stack
 from framework.client.attempts import Attempts
 from framework.client.budget import RetryBudget
+from framework.client.bulkhead import Bulkhead
 from framework.client.fallback import Fallback, fallback, without_fallback
 from framework.client.hedging import Hedges
 from framework.client.pool import Pool
 from framework.interceptors.inherit import inherit
 from framework.percentile import Latencies
 from framework.policy import ClientSettings, policy_of
+
+log = logging.getLogger("framework.client")
 
 
 class Bound:
@@ -74,6 +80,8 @@ class ServiceChannel:
         self._budget = RetryBudget(settings.retry_budget)
         self._bound: dict[Method[Any, Any], Bound] = {}
         self._latencies: dict[Method[Any, Any], Latencies] = {}
+        self._bulkheads: dict[Method[Any, Any], Bulkhead] = {}
+        self._doubted: set[str] = set()  # names in the settings about which the log was told
 
     def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method, interceptors and all; the same one every time."""
@@ -81,12 +89,15 @@ class ServiceChannel:
         if bound is None:
             bound = self._bound[method] = Bound(self._stack(method))
             bound.outer = stack(self._interceptors, method, bound.handler)
+            if len(self._bound) == 1:
+                asyncio.get_running_loop().call_soon(self._doubt)  # when a client has bound all its methods
         return bound.outer
 
     def _stack(self, method: Method[Any, Any]) -> Handler:
         policy = policy_of(method, self.settings)
         latencies = self._latencies.setdefault(method, Latencies())
-        attempts = Attempts(self.pool, method, policy, self._budget, latencies, self._rng)
+        bulkhead = self._bulkheads.setdefault(method, Bulkhead(policy.bulkhead))
+        attempts = Attempts(self.pool, method, policy, self._budget, latencies, self._rng, bulkhead)
         if method.server_streaming:
             handler: Handler = attempts.stream
         else:
@@ -117,6 +128,26 @@ class ServiceChannel:
         self.pool.configure(settings)
         for method, handler in handlers.items():
             self._bound[method].inner = handler
+            self._bulkheads[method].configure(policy_of(method, settings).bulkhead)
+        self._doubt()
+
+    def _doubt(self) -> None:
+        """Warn of names of methods that look misspelt; what they say would be ignored without a word."""
+        known = {method.name: None for method in self._bound}
+        for kind, names in (
+            ("there is a fallback for", self._fallbacks),
+            ("there are settings of", self.settings.methods),
+        ):
+            for name in names:
+                if name not in known and name not in self._doubted and (close := get_close_matches(name, known, 1)):
+                    self._doubted.add(name)
+                    log.warning(
+                        "%s: no method %s is called here, but %s it. Did you mean %s?",
+                        self.pool.service,
+                        name,
+                        kind,
+                        close[0],
+                    )
 
     async def close(self, grace: float | None = None) -> None:
         """Close every connection; calls in flight are cancelled. `grace` is grpc.aio's, and not waited for."""

@@ -130,9 +130,10 @@ class ServerCall(Call):
 
     def expel(self, error: RpcError) -> None:
         """End the call from outside with this error; its handler is cancelled."""
-        if self.outcome is None and self.task is not None and self.expelled is None:
+        if self.outcome is None and self.expelled is None:
             self.expelled = error
-            self.task.cancel()
+            if self.task is not None:
+                self.task.cancel()
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, at least 0; None without one."""

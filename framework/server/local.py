@@ -137,6 +137,7 @@ def _stream(pipeline: Pipeline, bound: Bound) -> Handler:
             raise _given_up(serving, pipeline._fail(serving, error)) from error
         finally:
             current.set(before)
+        serving.task = None  # until somebody reads, in whatever task that is
         call.header = serving.header
         return _Replies(pipeline, bound, call, serving, replies)
 
@@ -160,6 +161,9 @@ class _Replies(Stream[Any]):
         if self.outcome is not None:
             raise StopAsyncIteration
         serving = self._serving
+        if serving.expelled is not None:
+            raise await self._failed(serving.expelled)
+        serving.task = asyncio.current_task()
         before = current.get()
         current.set(serving)  # a generator runs in the context of whoever asks it
         try:
@@ -177,6 +181,7 @@ class _Replies(Stream[Any]):
             raise await self._failed(error) from error
         finally:
             current.set(before)
+            serving.task = None
         self._call.header = serving.header
         return reply.message
 

@@ -44,13 +44,17 @@ class Member:
         with theirs:
             told = {"control": theirs.fileno(), "host": where[0], "port": where[1]}
             # In a process group of its own, so that Ctrl-C on a terminal reaches the supervisor alone.
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, VARIABLE: json.dumps(told)},
-                stdin=subprocess.DEVNULL,
-                process_group=0,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, VARIABLE: json.dumps(told)},
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,
+                )
+            except OSError:
+                self._control.close()
+                raise
         self._control.setblocking(False)
         self._end = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._control, self._hear)

@@ -229,11 +229,24 @@ def test_values_that_cannot_be_used(file: Path, content: str, expected: str) -> 
             "1",
             "FRAMEWORK_SERVER_PROT in the environment is not a setting. Did you mean FRAMEWORK_SERVER_PORT?",
         ),
+        (
+            "FRAMEWORK_WORKERS",
+            "2",
+            "FRAMEWORK_WORKERS in the environment is not a setting. Did you mean FRAMEWORK_SERVER_WORKERS?",
+        ),
+        ("FRAMEWORK_CLIENT_HEDGE", "on", "FRAMEWORK_CLIENT_HEDGE is 'on'; it must be a table, or \"off\""),
     ],
 )
 def test_mistakes_in_the_environment(file: Path, name: str, value: str, expected: str) -> None:
     """A variable that cannot be used is named as it is written there."""
     assert message(file, **{name: value}) == expected
+
+
+def test_what_the_environment_turns_off(file: Path) -> None:
+    """What a file can turn off with a word, the environment can too."""
+    client = load(file, FRAMEWORK_CLIENT_HEDGE="off", FRAMEWORK_CLIENT_HEDGE_ATTEMPTS="3").client
+    assert (client.hedge.extra_load, client.hedge.attempts) == (0.0, 3)
+    assert load(file, FRAMEWORK_SERVER_LIMITER="off").server.limiter.maximum == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from framework.config import ServerMethodSettings, ServerSettings
 from framework.rpc import Method, StreamReply
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
-from tests.invariants.conftest import Arity, arity, collect, recording, soon, streaming
+from tests.invariants.conftest import ARITIES, Arity, arity, collect, recording, soon, streaming
 from tests.invariants.echo import Blocked, Echo, EchoClient, EchoMethods, raising, text
 
 __all__ = ["arity"]  # a fixture
@@ -140,6 +140,19 @@ async def test_a_method_that_takes_too_long(arity: Arity) -> None:
     local.servicer.behave = Blocked(read=None)
     with pytest.raises(DeadlineExceeded, match="took longer than"):
         await soon(collect(local.start("a")))
+    assert local.codes == ["DEADLINE_EXCEEDED"]
+
+
+async def test_a_stream_that_is_read_elsewhere() -> None:
+    """A stream that takes too long ends for whoever reads it, and not for whoever has begun it."""
+    arity = ARITIES["unary_stream"]
+    local = Echoes(arity, ServerSettings(methods={arity.method: ServerMethodSettings(timeout=0.01)}))
+    local.servicer.behave = Blocked(replies=1)
+    reply: StreamReply[Any] = local.start("a")
+    assert (await anext(reply)).value == "0"
+    with pytest.raises(DeadlineExceeded, match="took longer than"):
+        await asyncio.create_task(soon(collect(reply)))
+    await asyncio.sleep(0)  # a cancellation of this task would arrive here
     assert local.codes == ["DEADLINE_EXCEEDED"]
 
 

@@ -20,10 +20,13 @@ from framework import (
     Handler,
     Method,
     Reply,
+    ResourceExhausted,
+    RpcError,
     ServerSettings,
     Service,
     Settings,
 )
+from framework.policy import BulkheadSettings, MethodSettings
 from framework.reload import SettingsFile, changes, follow, watch
 from framework.testing import Network, run_virtual
 from tests.cli.lab import serving, write
@@ -384,6 +387,37 @@ async def test_a_channel_follows(file: Path, network: Network) -> None:
             await client.UnaryUnary(text("x"))
         took.append(asyncio.get_running_loop().time() - start)
     assert took == pytest.approx([1, 0.5, 3])
+
+
+async def test_calls_in_flight_still_count(network: Network) -> None:
+    """Where only so many calls may be out, a change of the settings lets in no more."""
+    network.script("echo").on(EchoMethods.UnaryUnary).hang()
+    channel = network.connect("echo", settings=Settings(client=ClientSettings(bulkhead=BulkheadSettings(2, 0))))
+    client = EchoClient(channel)
+    first = asyncio.ensure_future(client.UnaryUnary(text("x"), timeout=60))
+    await asyncio.sleep(0)
+    channel.apply(ClientSettings(bulkhead=BulkheadSettings(1, 0)))
+    with pytest.raises(ResourceExhausted, match="1 calls are out"):
+        await client.UnaryUnary(text("x"))
+    first.cancel()
+
+
+async def test_misspelt_methods(network: Network, caplog: pytest.LogCaptureFixture) -> None:
+    """Settings and fallbacks of a method that nobody calls, with a name like one that is, are not passed over."""
+
+    async def answer(request: Any, error: RpcError) -> Any:
+        return request
+
+    settings = ClientSettings(methods={"UnaryUnry": MethodSettings(timeout=1), "Other": MethodSettings(timeout=1)})
+    network.script("echo").on(EchoMethods.UnaryUnary).reply(text("y"))
+    channel = network.connect("echo", settings=Settings(client=settings), fallbacks={"UnaryUnarry": answer})
+    await EchoClient(channel).UnaryUnary(text("x"))
+    channel.apply(settings)
+    doubts = [record.message for record in caplog.records if "Did you mean" in record.message]
+    assert doubts == [
+        "echo: no method UnaryUnarry is called here, but there is a fallback for it. Did you mean UnaryUnary?",
+        "echo: no method UnaryUnry is called here, but there are settings of it. Did you mean UnaryUnary?",
+    ]
 
 
 async def test_interceptors_are_bound_once(network: Network) -> None:
