@@ -8,6 +8,7 @@ So work pauses now and then, until everything that has arrived is known:
     |---------------------------------------------|----------------------------------------------------------|
     | arrived()                                   | grpc has handed over a call, and is asked for the next   |
     | a call may begin, BUSY seconds after that   | it waits                                                 |
+    |   and EACH for every other begun meanwhile  |                                                          |
     | ... sooner, and nobody waits                | it begins                                                |
     | a turn of the loop, a round after the pause | a pause begins                                           |
     | a turn of the loop, in a pause              | it ends when nobody arrives any more, or MOST have       |
@@ -25,8 +26,11 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 BUSY = 0.004
-"""Seconds from the arrival of a call to its beginning. A handful of calls at once whose handlers compute little need a
-half of that, and are not to pay for waiting."""
+"""Seconds from the arrival of a call to its beginning."""
+
+EACH = 0.001
+"""Seconds that a call may take from the loop: where handlers compute less, those at once wait for each other for a
+while too, but are not to pay for a pause, which takes as long as many of them."""
 
 ROUND = 0.03
 """Seconds of work between two pauses."""
@@ -44,8 +48,8 @@ MOST = 64
 SMOOTHING = 0.1
 """Weight of the latest interval between two beginnings."""
 
-arrival: ContextVar[float] = ContextVar("framework.arrival", default=0.0)
-"""When the call that this task is going to serve was handed over."""
+arrival: ContextVar[tuple[float, int] | None] = ContextVar("framework.arrival", default=None)
+"""When the call that this task is going to serve was handed over, and how many had begun before."""
 
 
 class Gate:
@@ -62,6 +66,7 @@ class Gate:
     __slots__ = (
         "_arrivals",
         "_began",
+        "_begun",
         "_clock",
         "_interval",
         "_looked",
@@ -77,6 +82,7 @@ class Gate:
         self._clock = clock
         self._soon = soon
         self.line: deque[asyncio.Future[None]] = deque()
+        self._begun = 0  # calls that did, or waited first
         self._began = 0.0  # the latest call that had waited
         self._interval = 0.0  # from one beginning to the next
         self._paused = 0.0  # end of the latest pause
@@ -99,13 +105,17 @@ class Gate:
     def arrived(self) -> None:
         """A call has been handed over."""
         self._arrivals += 1
-        arrival.set(self._clock())
+        arrival.set((self._clock(), self._begun))
 
     def busy(self, now: float) -> bool:
         """Whether a call that could begin now has to wait for its turn."""
-        if not (at := arrival.get()):
+        arrived = arrival.get()
+        if arrived is None:
             return False  # not from grpc
-        return bool(self.line) or now - at > BUSY
+        at, before = arrived
+        meanwhile = self._begun - before
+        self._begun += 1
+        return bool(self.line) or now - at > BUSY + EACH * meanwhile
 
     async def turn(self) -> None:
         """Wait until the caller may begin."""
