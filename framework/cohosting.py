@@ -58,7 +58,8 @@ def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: 
     if web.docs:
         pages |= docs_pages(lambda: app.services, name, app.settings)
     front = Front(app, web, pages)
-    return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http", shared=shared)
+    age = settings.connection_age if shared else None
+    return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http", connection_age=age)
 
 
 def _described(pipeline: Pipeline) -> Iterator[ServiceDescriptor]:

@@ -42,6 +42,7 @@ from framework.parsing import (
     suggest,
     table,
     text,
+    workers,
 )
 from framework.policy import NO_LIMITER, ClientSettings, KeepaliveSettings, LimiterSettings
 from framework.web import GatewaySettings, WebSettings
@@ -64,15 +65,6 @@ class Drain(Table):
 
 QUICK_DRAIN = Drain(delay=0.0, grace=1.0, streams=0.2)
 """For Ctrl-C on a terminal, where a person waits."""
-
-
-def _workers(value: Any, where: str) -> int | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    try:
-        return integer(1, 1024)(value, where)
-    except ConfigError as error:
-        raise ConfigError(f'{error}, or "auto" for one per CPU') from None
 
 
 def _age(value: Any, where: str) -> float:
@@ -126,7 +118,7 @@ class ServerSettings(Table):
     max_connection_age_grace: float = setting(30.0, duration)
     limiter: LimiterSettings = table(LimiterSettings(), LimiterSettings, off=NO_LIMITER)
     drain: Drain = table(Drain(), Drain)
-    workers: int | Literal["auto"] = setting(1, _workers)
+    workers: int | Literal["auto"] = setting(1, workers)
     connection_age: float = setting(30.0, _age)
     http: WebSettings = table(WebSettings(), WebSettings)
     methods: Mapping[str, ServerMethodSettings] = field(default_factory=lambda: MappingProxyType({}))

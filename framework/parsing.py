@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from framework.errors import Code, ConfigError
 
@@ -93,6 +93,16 @@ def integer(low: int, high: int) -> Callable[[Any, str], int]:
         return parsed
 
     return parse
+
+
+def workers(value: Any, where: str) -> int | Literal["auto"]:
+    """How many processes: a number, or `"auto"`."""
+    if value == "auto":
+        return "auto"
+    try:
+        return integer(1, 1024)(value, where)
+    except ConfigError as error:
+        raise ConfigError(f'{error}, or "auto" for one per CPU') from None
 
 
 def number(low: float, high: float) -> Callable[[Any, str], float]:

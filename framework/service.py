@@ -17,9 +17,8 @@ import inspect
 import logging
 import re
 import socket
-import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,14 +26,14 @@ from framework.call import Interceptor
 from framework.config import Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
-from framework.errors import ConfigError, FrameworkError, mistakes
+from framework.errors import ConfigError, FrameworkError
 from framework.reload import watch
 from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
 from framework.server.servicer import Servicer
 from framework.signals import serve_until_signal
-from framework.workers.supervisor import Supervisor
+from framework.workers import program
 from framework.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -208,7 +207,7 @@ class Service:
             ) from None
         beside = http_beside(self.name, server, settings, shared=shared)
         await beside.start()
-        server.http_port = beside.port
+        server.beside = beside
         if not shared:
             log.info("%s serves HTTP on http://%s", self.name, beside.address)
         return beside
@@ -229,13 +228,7 @@ class Service:
             interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
         """
         settings = settings or self.settings or Settings.load()
-
-        def stopping(server: Server, drain: Drain) -> None:
-            server.settings = dataclasses.replace(server.settings, drain=drain)
-
-        await serve_until_signal(
-            self.name, self.running(settings), stopping, settings.server.drain, interactive=interactive
-        )
+        await serve_until_signal(self.name, self.running(settings), settings.server.drain, interactive=interactive)
 
     def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
         """Serve until a signal, as the settings say: in this process, or in workers of it.
@@ -247,54 +240,34 @@ class Service:
         Raises:
             FrameworkError: it cannot start; the message says why and what to do.
         """
-        if worker is not None:
-            configure_logging("%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s")
-            settings = worker.placed(settings)
-            running = self.running(settings, shared=True)
-            run_until_complete(worker.serve(running, settings, lambda port: self._instance(settings.server, port)))
-        elif settings.server.workers == 1:
-            run_until_complete(self.serve(settings))
-        elif len(command) == 1:
-            raise FrameworkError(f"workers run the program of {self.name} again, and here is none; use `framework run`")
-        else:
-            supervisor = Supervisor(self.name, settings, command, interactive=sys.stderr.isatty())
-            run_until_complete(supervisor.run())
+        server = settings.server
+
+        def shared(worker: Worker) -> Coroutine[Any, Any, None]:
+            placed = dataclasses.replace(
+                settings, server=dataclasses.replace(server, host=worker.host, port=worker.port)
+            )
+            running = self.running(placed, shared=True)
+            return worker.serve(running, placed, server.workers, lambda port: self._instance(placed.server, port))
+
+        program.launch(
+            self.name,
+            server.workers,
+            (server.host, server.port),
+            worker,
+            command,
+            lambda: self.serve(settings),
+            shared,
+        )
 
     def run(self, settings: Settings | None = None) -> None:
         """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line.
 
         With `workers` in the settings, the program is run once more for each of them.
         """
-        worker = Worker.claim()
-        try:
-            with worker.reporting() if worker is not None else contextlib.nullcontext():
-                self.launch(settings or self.settings or Settings.load(), worker, [sys.executable, *sys.orig_argv[1:]])
-        except Exception as error:
-            if not (found := mistakes(error)):
-                raise
-            sys.exit("\n".join(f"framework: {mistake}" for mistake in found))
+        program.run(lambda worker, command: self.launch(settings or self.settings or Settings.load(), worker, command))
 
     def __repr__(self) -> str:
         return f"<Service {self.name}>"
-
-
-def run_until_complete(coroutine: Any) -> Any:
-    """Run a coroutine on a new event loop, uvloop's when it is installed."""
-    configure_logging()
-    try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(coroutine)
-
-
-def configure_logging(form: str = "%(asctime)s %(levelname)-7s %(name)s: %(message)s") -> None:
-    """Readable lines on standard error, unless the application has set up logging itself."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format=form)
 
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")

@@ -8,24 +8,27 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from typing import Protocol
 
 from framework.config import QUICK_DRAIN, Drain
 
 log = logging.getLogger("framework")
 
-T = TypeVar("T")
-
 AT_ONCE = 0.5
 """Seconds that a second signal leaves for closing what can be closed."""
 
 
+class Stoppable(Protocol):
+    """What serves while a block runs."""
+
+    def stop_as(self, drain: Drain) -> None:
+        """Drain like this at the end of the block."""
+
+
 async def serve_until_signal(
     name: str,
-    running: AbstractAsyncContextManager[T],
-    stopping: Callable[[T, Drain], None],
+    running: AbstractAsyncContextManager[Stoppable],
     drain: Drain,
     *,
     interactive: bool | None = None,
@@ -35,7 +38,6 @@ async def serve_until_signal(
     Args:
         name: of what serves, for the log.
         running: serves while it is entered, and drains when it is left.
-        stopping: is told how to drain, before it is left.
         drain: how, as a rule.
         interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
     """
@@ -66,7 +68,7 @@ async def serve_until_signal(
             serving = True
             await stop.wait()
             how = QUICK_DRAIN if interactive and received[0] is signal.SIGINT else drain
-            stopping(it, how)
+            it.stop_as(how)
             log.info(
                 "%s drains: it accepts for %g s more, then calls have %g s and streams %g s",
                 name,

@@ -33,6 +33,7 @@ from framework.parsing import (
     setting,
     table,
     text,
+    workers,
 )
 
 NO_RATE_LIMIT = {"rate": 0}
@@ -204,6 +205,7 @@ class GatewaySettings(WebSettings):
 
     Attributes:
         host: address to listen on.
+        workers: processes that serve; "auto" is one for each CPU that can be used.
         services: names of the services to serve; empty is every service in the registry.
         descriptors: files with descriptor sets, by the name of the service that they describe; the others are asked.
         refresh: seconds between two looks at which services there are.
@@ -212,6 +214,7 @@ class GatewaySettings(WebSettings):
 
     host: str = setting("127.0.0.1", text)
     port: int | None = setting(8080, integer(0, 65535))
+    workers: int | Literal["auto"] = setting(1, workers)
     services: tuple[str, ...] = setting((), words(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), "name of a service"))
     descriptors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     refresh: float = setting(1.0, period)

@@ -27,7 +27,7 @@ from bench.faults.service import DEADLINE, GET, METHODS, id_of, request, rival_c
 from framework import Code, Method, RpcError, Settings, UnaryReply, connect
 from framework.call import Call, Handler, Reply
 from framework.client.wire import GrpcTransport
-from framework.service import run_until_complete
+from framework.workers.program import run_until_complete
 
 MOST = 4000
 """Calls in flight; above, a call that is due fails without being made."""

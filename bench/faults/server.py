@@ -26,7 +26,7 @@ from bench.faults.control import clock, commands, tell
 from bench.faults.service import HANG, METHODS, SERVICE, id_of
 from framework import Drain, ServerSettings, Service, Servicer, Settings
 from framework.server.server import Server
-from framework.service import run_until_complete
+from framework.workers.program import run_until_complete
 
 LATE = 3.0
 """Seconds after which a request that is to hang is answered."""

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,18 +68,15 @@ def run(args: argparse.Namespace) -> int:
             given["http"] = {"port": args.http}
         server = ServerSettings.parse(given, "", settings.server) if given else settings.server
         settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
-        service.launch(settings, worker, command(args))
+        command = again("run", args, (*SERVER, "http", "registry", "config"))
+        service.launch(settings, worker, [*command, args.target])
     return 0
 
 
-def command(args: argparse.Namespace) -> list[str]:
-    """What to run for the same once more, wherever this was called from."""
-    given = [
-        f"--{name}={getattr(args, name)}"
-        for name in (*SERVER, "http", "registry", "config")
-        if getattr(args, name) is not None
-    ]
-    return [sys.executable, "-m", "framework", "run", args.target, *given]
+def again(name: str, args: argparse.Namespace, options: Iterable[str]) -> list[str]:
+    """What to run for the same command once more, wherever this was called from."""
+    given = [f"--{option}={getattr(args, option)}" for option in options if getattr(args, option) is not None]
+    return [sys.executable, "-m", "framework", name, *given]
 
 
 def load(target: str) -> Any:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from framework.client.dropin import Channel
 from framework.config import Drain, Settings, active
 from framework.discovery import Registry
 from framework.discovery.targets import open_registry
-from framework.errors import ConfigError, mistakes
+from framework.errors import ConfigError
 from framework.gateway.backend import Backend, Generation, named
 from framework.gateway.description import Checked, Description, check, collision
 from framework.http.admission import Admission, Authenticate
@@ -35,10 +35,16 @@ from framework.http.rates import Rates
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
 from framework.reload import watch
-from framework.service import run_until_complete
 from framework.signals import serve_until_signal
+from framework.workers import program
+from framework.workers.worker import Worker
 
 log = logging.getLogger("framework.gateway")
+
+NAME = "the gateway"
+
+FIRST = 10.0
+"""Seconds that the first of several workers waits until it knows what to serve; one that replaces another waits on."""
 
 PATIENCE = 2.0
 """Seconds that the first application waits for services that are slow to say what they serve."""
@@ -69,7 +75,12 @@ class Gateway:
 
     @asynccontextmanager
     async def running(
-        self, settings: Settings | None = None, *, registry: Registry | None = None, drain: Drain | None = None
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: Registry | None = None,
+        drain: Drain | None = None,
+        worker: Worker | None = None,
     ) -> AsyncIterator[Running]:
         """Serve while the block runs; drains at its end.
 
@@ -77,6 +88,7 @@ class Gateway:
             settings: default: the gateway's own, or `Settings.load()`.
             registry: where services are found, left open; default: what the settings name.
             drain: how to stop at the end of the block; default: the server's in the settings.
+            worker: this process is one of several workers behind a port.
 
         Raises:
             FrameworkError: it cannot start; the message says why and what to do.
@@ -88,15 +100,23 @@ class Gateway:
             if registry is None:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)
-            running = Running(self, settings, registry)
-            await running.server.start()
-            exits.push_async_callback(running.server.stop)
-            await exits.enter_async_context(running.following())
-            log.info("the gateway serves on http://%s, from %s", running.address, registry)
+            running = Running(self, settings, registry, shared=worker is not None)
+            if worker is None:
+                await running.server.start()
+                exits.push_async_callback(running.server.stop)
+                await exits.enter_async_context(running.following())
+                log.info("the gateway serves on http://%s, from %s", running.address, registry)
+            else:  # it gets its share of the calls from the first moment on, and has to know by then what to do
+                await exits.enter_async_context(running.following())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(running.until_informed(), FIRST if worker.first else None)
+                await running.server.start()
+                exits.push_async_callback(running.server.stop)
             yield running
-            running.draining = True
+            running.leave()
             await running.server.drain(drain or running.drain)
-        log.info("the gateway has stopped")
+        if worker is None:
+            log.info("the gateway has stopped")
 
     async def serve(self, settings: Settings | None = None, *, interactive: bool | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
@@ -106,22 +126,33 @@ class Gateway:
             interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
         """
         settings = settings or self.settings or Settings.load()
+        await serve_until_signal(NAME, self.running(settings), settings.server.drain, interactive=interactive)
 
-        def stopping(running: Running, drain: Drain) -> None:
-            running.drain = drain
+    def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
+        """Serve until a signal, as the settings say: in this process, or in workers of it.
 
-        await serve_until_signal(
-            "the gateway", self.running(settings), stopping, settings.server.drain, interactive=interactive
-        )
+        Args:
+            worker: this process is one of them.
+            command: what to run for each of them.
+
+        Raises:
+            FrameworkError: it cannot start; the message says why and what to do.
+        """
+        web = settings.gateway
+
+        def shared(worker: Worker) -> Coroutine[Any, Any, None]:
+            placed = dataclasses.replace(settings, gateway=dataclasses.replace(web, host=worker.host, port=worker.port))
+            return worker.serve(self.running(placed, worker=worker), placed, web.workers)
+
+        where = (web.host, web.port or 0)
+        program.launch(NAME, web.workers, where, worker, command, lambda: self.serve(settings), shared)
 
     def run(self, settings: Settings | None = None) -> None:
-        """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line."""
-        try:
-            run_until_complete(self.serve(settings))
-        except Exception as error:
-            if not (found := mistakes(error)):
-                raise
-            sys.exit("\n".join(f"framework: {mistake}" for mistake in found))
+        """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line.
+
+        With `workers` in the settings, the program is run once more for each of them.
+        """
+        program.run(lambda worker, command: self.launch(settings or self.settings or Settings.load(), worker, command))
 
 
 class Running:
@@ -132,15 +163,14 @@ class Running:
         server: what listens.
         backends: the services, by name, in the order in which they were accepted.
         drain: how it will stop.
-        draining: it stops.
     """
 
-    def __init__(self, gateway: Gateway, settings: Settings, registry: Registry) -> None:
+    def __init__(self, gateway: Gateway, settings: Settings, registry: Registry, *, shared: bool = False) -> None:
         web = settings.gateway
         self.settings = settings
         self.backends: dict[str, Backend] = {}
         self.drain = settings.server.drain
-        self.draining = False
+        self._leaves = False
         self._registry = registry
         self._http = HttpSettings.of(web)
         self._interceptors = gateway._interceptors
@@ -160,16 +190,35 @@ class Running:
             pages |= docs_pages(lambda: self._app.services, "Gateway", self._http)
         self.front = Front(self._app, web, pages)
         assert web.port is not None  # its parser allows no other
-        self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live)
+        age = settings.server.connection_age if shared else None
+        self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live, connection_age=age)
 
     @property
     def address(self) -> str:
         """`host:port` that it listens on."""
         return self.server.address
 
+    @property
+    def port(self) -> int:
+        """That it listens on."""
+        return self.server.port
+
+    @property
+    def listening(self) -> list[tuple[int, Callable[[], None] | None]]:
+        """The port, with what closes it."""
+        return [(self.server.port, self.server.close)]
+
+    def leave(self, *, others: bool = False) -> None:
+        """Answer that no calls should come, unless `others` serve at the same address, and go on."""
+        self._leaves = not others
+
+    def stop_as(self, drain: Drain) -> None:
+        """Drain like this, when the time comes."""
+        self.drain = drain
+
     def unready(self) -> str:
         """Why no calls should be sent here now; empty when they should."""
-        if self.draining:
+        if self._leaves:
             return "the gateway is shutting down"
         if not self._answered:
             return f"{self._registry} has not answered yet"
@@ -180,8 +229,16 @@ class Running:
     async def until_ready(self) -> None:
         """Return once there is something to call."""
         while self.unready():
-            self._swapped.clear()
-            await self._swapped.wait()
+            await self._news()
+
+    async def until_informed(self) -> None:
+        """Return once it is known what can be called, if anything."""
+        while self.unready() and not (self._answered and all(one.tried for one in self.backends.values())):
+            await self._news()
+
+    async def _news(self) -> None:
+        self._swapped.clear()
+        await self._swapped.wait()
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:

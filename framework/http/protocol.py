@@ -28,6 +28,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """
 
     limits = HttpLimits()
+    leaving = False
+    """The next answer is the last one. Of one connection, or of all when it is set on the class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,7 +37,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._size = 0
         self._part = 0
         self._over = False  # answered for good, or no longer HTTP
-        self._leaving = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -82,12 +83,12 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._refuse_large()
                 return
         super().on_headers_complete()
-        if self._leaving and self.cycle is not None:
+        if self.leaving and self.cycle is not None:
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
         """Close when nothing is being answered or asked, and after the next answer at the latest."""
-        self._leaving = True
+        self.leaving = True
         if not (self._idle and self._in_head and self._size):
             super().shutdown()
 

@@ -47,7 +47,8 @@ class HttpServer:
         limits: what a client may take up.
         live: the calls in flight, which this ends when it stops.
         option: what a person changes the port with, for messages.
-        shared: other processes listen on the same port.
+        connection_age: seconds after which a client is to connect anew, because other processes listen on the same
+            port and are to have their share; None when there are none.
 
     Attributes:
         port: that it listens on.
@@ -62,17 +63,19 @@ class HttpServer:
         live: set[Conduct],
         *,
         option: str = "--port",
-        shared: bool = False,
+        connection_age: float | None = None,
     ) -> None:
         self.host = host.strip("[]")
         self.port = port
         self._live = live
         self._option = option
-        self._shared = shared
+        self._age = connection_age
+        self._aging: asyncio.TimerHandle | None = None
+        self._protocol = limited(limits)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
-                http=limited(limits),
+                http=self._protocol,
                 ws="websockets-sansio",
                 ws_max_size=limits.body,
                 interface="asgi3",
@@ -105,6 +108,21 @@ class HttpServer:
             if self._task.done():
                 await self._task
             await asyncio.sleep(0)
+        if self._age is not None:
+            self._grow_old(frozenset())
+
+    def _grow_old(self, before: frozenset[Any]) -> None:
+        """Let connections end with their next answer that were there a while ago already."""
+        assert self._age is not None
+        now = frozenset(self._connections())
+        for connection in now & before:
+            connection.leaving = True  # which means nothing to a WebSocket
+        self._aging = asyncio.get_running_loop().call_later(self._age, self._grow_old, now)
+
+    def close(self) -> None:
+        """Accept no more connections; those that there are end with their next answer."""
+        self._protocol.leaving = True
+        self._close_listeners()
 
     def _listen(self) -> socket.socket:
         try:
@@ -114,7 +132,9 @@ class HttpServer:
         except OSError:
             raise ConfigError(f"cannot listen on {self.host}: it is no address of this machine.") from None
         try:
-            listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=self._shared)
+            listening = socket.create_server(
+                address[:2], family=family, backlog=BACKLOG, reuse_port=self._age is not None
+            )
             # Accepted sockets inherit it. asyncio would set it only on sockets that were made with their protocol's
             # name, and without it the body of an answer waits 40 ms for the client to confirm the headers.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -136,6 +156,7 @@ class HttpServer:
         """
         if self._task is None:
             return
+        self._protocol.leaving = True
         try:
             await asyncio.sleep(drain.delay)
             self._close_listeners()
@@ -157,6 +178,8 @@ class HttpServer:
         task, self._task = self._task, None
         if task is None:
             return
+        if self._aging is not None:
+            self._aging.cancel()
         self._close_listeners()
         self._expel(lambda one: True)
         try:

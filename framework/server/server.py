@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from framework.config import Drain, ServerSettings
 from framework.errors import Unavailable
@@ -15,6 +16,15 @@ from framework.server.pipeline import Pipeline
 from framework.server.reflection import add_reflection
 
 log = logging.getLogger("framework.server")
+
+
+class Beside(Protocol):
+    """What serves the same methods by another protocol."""
+
+    port: int
+
+    def close(self) -> None:
+        """Accept no more connections."""
 
 
 class Server:
@@ -28,7 +38,7 @@ class Server:
 
     Attributes:
         port: that it listens on.
-        http_port: of HTTP beside it; 0 without.
+        beside: HTTP, when that is served too.
     """
 
     def __init__(
@@ -43,7 +53,7 @@ class Server:
         self.settings = settings or ServerSettings()
         self.health = Health(pipeline.services)
         self.port = 0
-        self.http_port = 0
+        self.beside: Beside | None = None
         self._interceptors = tuple(grpc_interceptors)
         self._shared = shared
         self._server: Any = None
@@ -53,6 +63,25 @@ class Server:
         """`host:port` that this server listens on."""
         host = self.settings.host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def http_port(self) -> int:
+        """Of HTTP beside it; 0 without."""
+        return 0 if self.beside is None else self.beside.port
+
+    @property
+    def listening(self) -> list[tuple[int, Callable[[], None] | None]]:
+        """The ports, each with what closes it; grpc has nothing for that."""
+        http = [] if self.beside is None else [(self.beside.port, self.beside.close)]
+        return [(self.port, None), *http]
+
+    def leave(self, *, others: bool = False) -> None:
+        """Answer that no calls should come here, and go on: a client is to connect anew, to `others` or not."""
+        self.health.shut_down()
+
+    def stop_as(self, drain: Drain) -> None:
+        """Drain like this, when the time comes."""
+        self.settings = dataclasses.replace(self.settings, drain=drain)
 
     async def start(self) -> None:
         """Listen, and answer SERVING.

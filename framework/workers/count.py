@@ -6,8 +6,7 @@ import contextlib
 import math
 import os
 from pathlib import Path
-
-from framework.config import Settings
+from typing import Literal
 
 
 def usable_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -19,7 +18,6 @@ def usable_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, cpus)
 
 
-def count(settings: Settings) -> int:
-    """How many workers these settings mean."""
-    workers = settings.server.workers
+def count(workers: int | Literal["auto"]) -> int:
+    """How many workers a setting means."""
     return usable_cpus() if workers == "auto" else workers

@@ -21,6 +21,7 @@ class Member:
         number: its place among the workers, from 1.
         command: what to run.
         where: the host and the port to listen on.
+        first: no other serves yet.
         changed: called when it serves, leaves or has ended.
 
     Attributes:
@@ -30,7 +31,7 @@ class Member:
     """
 
     def __init__(
-        self, number: int, command: Sequence[str], where: tuple[str, int], changed: Callable[[], None]
+        self, number: int, command: Sequence[str], where: tuple[str, int], first: bool, changed: Callable[[], None]
     ) -> None:
         self.number = number
         self.report: Report | None = None
@@ -42,7 +43,7 @@ class Member:
         self._loop = asyncio.get_running_loop()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            told = {"control": theirs.fileno(), "host": where[0], "port": where[1]}
+            told = {"control": theirs.fileno(), "host": where[0], "port": where[1], "first": first}
             # In a process group of its own, so that Ctrl-C on a terminal reaches the supervisor alone.
             try:
                 self._process = subprocess.Popen(

@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from framework.errors import ConfigError
 from framework.server.wire import unusable
@@ -84,8 +84,12 @@ def reserve(host: str, port: int, exits: contextlib.ExitStack) -> int:
     return bound
 
 
-async def stop_listening(port: int) -> None:
-    """Get no more connections on a port; those that there are get accepted, and go on."""
+async def stop_listening(port: int, close: Callable[[], None] | None = None) -> None:
+    """Get no more connections on a port; those that there are get accepted, and go on.
+
+    Args:
+        close: what closes the sockets that listen; without it, as for those of grpc, the kernel is told.
+    """
     with contextlib.ExitStack() as exits:
         listening = [exits.enter_context(found.dup()) for found in _sockets(port) if _listens(found)]
         program = ctypes.create_string_buffer(_NO_NEW_ONES)
@@ -96,6 +100,9 @@ async def stop_listening(port: int) -> None:
             await asyncio.sleep(HANDSHAKE)
             if not any(map(_waiting, listening)):
                 break
+        if close is not None:
+            close()
+            return
         for found in listening:
             found.shutdown(socket.SHUT_RD)
 

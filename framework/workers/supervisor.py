@@ -21,8 +21,9 @@ import random
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
+from typing import Literal
 
-from framework.config import QUICK_DRAIN, Settings
+from framework.config import QUICK_DRAIN
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
 from framework.errors import ConfigError, FrameworkError, mistakes
@@ -45,11 +46,12 @@ REGISTER_AGAIN = 1.0
 
 
 class Supervisor:
-    """Workers of one service.
+    """Workers of one service, or of a gateway.
 
     Args:
-        name: the service's, for messages.
-        settings: where to listen, and how many workers there are; later the workers say what the settings are.
+        name: of what they serve, for messages.
+        where: the host and the port to listen on.
+        workers: how many there are; later the workers say what the settings are.
         command: what to run for each.
         interactive: a person waits at a terminal.
         rng: what spreads restarts.
@@ -58,18 +60,19 @@ class Supervisor:
     def __init__(
         self,
         name: str,
-        settings: Settings,
+        where: tuple[str, int],
+        workers: int | Literal["auto"],
         command: Sequence[str],
         *,
         interactive: bool,
         rng: random.Random | None = None,
     ) -> None:
         self.name = name
-        self.settings = settings
         self._command = command
         self._interactive = interactive
         self._rng = rng or random.Random()
-        self._where = (settings.server.host, settings.server.port)
+        self._where = where
+        self._workers = workers
         self._places: dict[int, Member] = {}
         self._everybody: set[Member] = set()  # with those that retire
         self._latest: Report | None = None
@@ -116,7 +119,7 @@ class Supervisor:
                 loop.add_signal_handler(number, on_signal, number)
             try:
                 async with asyncio.TaskGroup() as group:
-                    for place in range(1, count(self.settings) + 1):
+                    for place in range(1, count(self._workers) + 1):
                         self._install(self._start(place), group)
                     self._run(group, self._register())
                     self._run(group, self._reloads(group))
@@ -143,7 +146,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def _start(self, place: int) -> Member:
-        member = Member(place, self._command, self._where, self._changed.set)
+        member = Member(place, self._command, self._where, not self._serving(), self._changed.set)
         self._everybody.add(member)
         return member
 
@@ -298,7 +301,7 @@ class _Registration:
     def __init__(self, name: str) -> None:
         self.ever = False
         self._name = name
-        self._shown: tuple[str, Instance] | None = None
+        self._shown: tuple[str, Instance | None] | None = None
         self._registry: Registry | None = None
         self._lease: Lease | None = None
 
@@ -313,14 +316,15 @@ class _Registration:
                 log.warning("%s: no worker serves", self._name)
             await self.close()
             return
-        wanted = (report.registry, dataclasses.replace(report.instance, id=""))
+        instance = report.instance
+        wanted = (report.registry, None if instance is None else dataclasses.replace(instance, id=""))
         if wanted == self._shown:
             return
         registry, lease = None, None
-        if report.registry != NO_REGISTRY:
+        if instance is not None and report.registry != NO_REGISTRY:
             registry = open_registry(report.registry)
             try:
-                lease = await registry.register(report.instance)
+                lease = await registry.register(instance)
             except BaseException:
                 await registry.aclose()
                 raise
@@ -328,10 +332,12 @@ class _Registration:
         self._shown, self._registry, self._lease, self.ever = wanted, registry, lease, True
         host, port = where
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if registry is None:
+        if instance is None:
+            log.info("%s serves on http://%s", self._name, address)
+        elif registry is None:
             log.info("%s serves on %s, not registered", self._name, address)
         else:
-            log.info("%s serves on %s, registered in %s as %s", self._name, address, registry, report.instance.id)
+            log.info("%s serves on %s, registered in %s as %s", self._name, address, registry, instance.id)
 
     async def close(self) -> None:
         """Deregister."""

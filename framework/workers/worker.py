@@ -12,15 +12,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from framework.config import QUICK_DRAIN, Drain, Settings
 from framework.discovery import Instance
 from framework.errors import mistakes
-from framework.server.server import Server
 from framework.workers.count import count
 from framework.workers.port import connections, stop_listening
 
@@ -61,33 +60,47 @@ class Report:
     Attributes:
         workers: how many there are to be, by the settings that it read.
         registry: where to register.
-        instance: what to register.
+        instance: what to register; None for nothing.
         drain: how it stops.
         connection_age: seconds that a connection to it lasts.
     """
 
     workers: int
     registry: str
-    instance: Instance
+    instance: Instance | None
     drain: Drain
     connection_age: float
 
-    @classmethod
-    def of(cls, settings: Settings, instance: Instance) -> Report:
-        """Of a worker with these settings."""
-        server = settings.server
-        return cls(count(settings), settings.registry, instance, server.drain, server.connection_age)
-
     def encode(self) -> dict[str, Any]:
         """For JSON."""
-        instance = dataclasses.replace(self.instance, metadata=dict(self.instance.metadata))
+        one = self.instance
+        instance = None if one is None else dataclasses.replace(one, metadata=dict(one.metadata))
         return dataclasses.asdict(dataclasses.replace(self, instance=instance))
 
     @classmethod
     def decode(cls, fields: dict[str, Any]) -> Report:
         """From JSON."""
-        instance = Instance(**fields["instance"] | {"tags": tuple(fields["instance"]["tags"])})
+        told = fields["instance"]
+        instance = None if told is None else Instance(**told | {"tags": tuple(told["tags"])})
         return cls(**fields | {"instance": instance, "drain": Drain(**fields["drain"])})
+
+
+class Served(Protocol):
+    """What a worker serves."""
+
+    @property
+    def port(self) -> int:
+        """That it listens on."""
+
+    @property
+    def listening(self) -> Sequence[tuple[int, Callable[[], None] | None]]:
+        """Its ports, each with what stops to listen there; None where nothing but the kernel can."""
+
+    def leave(self, *, others: bool) -> None:
+        """Answer that no calls should come here, and go on. `others` serve at the same address."""
+
+    def stop_as(self, drain: Drain) -> None:
+        """Drain like this, when the time comes."""
 
 
 class Worker:
@@ -95,12 +108,14 @@ class Worker:
 
     Args:
         control: its end of the socket pair.
-        host, port: where to listen, beside the other workers.
+        host, port: where to listen, beside the other workers; it stays when a settings file changes.
+        first: no other serves yet.
     """
 
-    def __init__(self, control: socket.socket, host: str, port: int) -> None:
-        self._host = host
-        self._port = port
+    def __init__(self, control: socket.socket, host: str, port: int, *, first: bool) -> None:
+        self.host = host
+        self.port = port
+        self.first = first
         self._control = control
         self._told: Callable[[str], object] | None = None
         self._patience = 0.0
@@ -117,59 +132,59 @@ class Worker:
         except OSError:  # a child of a worker, started before that one claimed to be one
             return None
         control.set_inheritable(False)
-        worker = cls(control, where["host"], where["port"])
+        worker = cls(control, where["host"], where["port"], first=where["first"])
         # A thread, so that a handler that blocks the loop does not outlive the supervisor.
         threading.Thread(target=worker._listen, name="framework-worker", daemon=True).start()
         return worker
 
-    def placed(self, settings: Settings) -> Settings:
-        """These settings, with the address that all workers listen on: it stays when a settings file changes."""
-        server = dataclasses.replace(settings.server, host=self._host, port=self._port)
-        return dataclasses.replace(settings, server=server)
-
     async def serve(
         self,
-        running: AbstractAsyncContextManager[Server],
+        running: AbstractAsyncContextManager[Served],
         settings: Settings,
-        describe: Callable[[int], Instance],
+        workers: int | Literal["auto"],
+        describe: Callable[[int], Instance] | None = None,
     ) -> None:
         """Serve until the supervisor says how to stop.
 
         Args:
             running: the server, around the time that it serves; drains at its end.
-            settings: those of the server.
+            settings: how to drain, and where to register.
+            workers: how many there are to be.
             describe: what to register for a port.
         """
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
         orders: asyncio.Queue[str] = asyncio.Queue()
-        server: Server | None = None
+        served: Served | None = None
         stopped = False
 
         def told(order: str) -> None:
             nonlocal stopped
-            if server is None or order == STOP:
+            if served is None or order == STOP:
                 stopped = True
                 task.cancel()
             else:
-                server.health.shut_down()
+                served.leave(others=order == RETIRE)
                 self._say({"leaves": True})
                 if order != LEAVE:
                     orders.put_nowait(order)
 
-        self._patience = settings.server.drain.grace + STRAYED
+        age, drain = settings.server.connection_age, settings.server.drain
+        self._patience = drain.grace + STRAYED
         self._told = lambda order: loop.call_soon_threadsafe(told, order)
         loop.add_signal_handler(signal.SIGTERM, told, DRAIN)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # is for the supervisor
         try:
-            async with running as server:
-                self._say({"serves": Report.of(settings, describe(server.port)).encode()})
+            async with running as served:
+                instance = None if describe is None else describe(served.port)
+                report = Report(count(workers), settings.registry, instance, drain, age)
+                self._say({"serves": report.encode()})
                 order = await orders.get()
                 if order == RETIRE:
-                    await stop_listening(server.port)
-                    order = await _emptied(server.port, settings.server.connection_age, orders)
-                server.settings = dataclasses.replace(server.settings, drain=_drain(order, settings.server.drain))
+                    await asyncio.gather(*(stop_listening(port, close) for port, close in served.listening))
+                    order = await _emptied([port for port, _ in served.listening], age, orders)
+                served.stop_as(_drain(order, drain))
         except asyncio.CancelledError:
             if not stopped:
                 raise
@@ -212,11 +227,11 @@ def _drain(order: str, drain: Drain) -> Drain:
     return QUICK_DRAIN if order == DRAIN_QUICKLY else dataclasses.replace(drain, delay=0.0)
 
 
-async def _emptied(port: int, connection_age: float, orders: asyncio.Queue[str]) -> str:
+async def _emptied(ports: Iterable[int], connection_age: float, orders: asyncio.Queue[str]) -> str:
     """Wait until the clients of a worker that retires have gone elsewhere, or there is another order; returns it."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + connection_age * 1.1 + LOOK  # gRPC makes some last a tenth longer
-    while connections(port) and loop.time() < give_up:
+    while any(map(connections, ports)) and loop.time() < give_up:
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(orders.get(), LOOK)
     return RETIRE

@@ -104,7 +104,7 @@ class Supervised:
 
     async def serves(self) -> None:
         """It and its workers are up."""
-        self.port = int((await self.until(r"^echo serves on \S+:(\d+),"))[1])
+        self.port = int((await self.until(r"^(?:echo|the gateway) serves on \S+:(\d+)"))[1])
 
     async def ended(self, by: signal.Signals | None = None) -> int:
         """Send a signal, if any, and read to the end, which is when the last process has ended; the exit code."""

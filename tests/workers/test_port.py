@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import ConfigError, ServerSettings, Settings
+from framework import ConfigError
 from framework.workers.count import count, usable_cpus
 from framework.workers.port import connections, reserve, stop_listening
 
@@ -126,5 +126,5 @@ def test_as_many_workers_as_cpus(tmp_path: Path) -> None:
 
 def test_number_of_workers() -> None:
     """The settings say how many, or leave it to the machine."""
-    assert count(Settings(server=ServerSettings(workers=3))) == 3
-    assert count(Settings(server=ServerSettings(workers="auto"))) == usable_cpus()
+    assert count(3) == 3
+    assert count("auto") == usable_cpus()

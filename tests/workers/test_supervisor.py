@@ -283,7 +283,7 @@ async def here(app: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tupl
     registry = Reluctant([])
     monkeypatch.setattr("framework.workers.supervisor.open_registry", lambda url: registry)
     command = (sys.executable, "-m", "framework", "run", "app", "--workers=2")
-    supervisor = Supervisor("echo", Settings(server=ServerSettings(workers=2)), command, interactive=False)
+    supervisor = Supervisor("echo", ("127.0.0.1", 0), 2, command, interactive=False)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: registry.events or running.done())
     try:
