@@ -32,10 +32,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -145,6 +145,49 @@ class MethodOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
 
 Global___MethodOptions: _TypeAlias = MethodOptions  # noqa: Y015
+
+@_typing.final
+class HttpOptions(_message.Message):
+    """How a method that has a `google.api.http` rule is answered over HTTP.
+
+      option (framework.http) = { status: 201 location: "/v1/orders/{id}" };
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    IF_MATCH_FIELD_NUMBER: _builtins.int
+    status: _builtins.int
+    """The status of success, 200 to 299; with 204 nothing is sent. Without it 200."""
+    location: _builtins.str
+    """A path with fields of the reply, in the syntax of `google.api.http`, to be the header `Location`. Left out when one
+    of them is empty.
+    """
+    etag: _builtins.str
+    """The field of the reply that changes whenever the rest does, for the header `ETag`; "*" is a hash of all of it.
+    A GET that names it in `If-None-Match` is answered with 304.
+    """
+    if_match: _builtins.str
+    """The field of the request that `If-Match` sets. The service compares it, and fails with ABORTED when it does not
+    fit, which is answered with 412.
+    """
+    def __init__(
+        self,
+        *,
+        status: _builtins.int = ...,
+        location: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        if_match: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "if_match", b"if_match", "location", b"location", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HttpOptions: _TypeAlias = HttpOptions  # noqa: Y015
 
 @_typing.final
 class Retry(_message.Message):
@@ -291,5 +334,8 @@ class Bulkhead(_message.Message):
 Global___Bulkhead: _TypeAlias = Bulkhead  # noqa: Y015
 
 METHOD_FIELD_NUMBER: _builtins.int
+HTTP_FIELD_NUMBER: _builtins.int
 method: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___MethodOptions]
 """The framework's options of a method."""
+http: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___HttpOptions]
+"""How a method that has a `google.api.http` rule is answered over HTTP."""

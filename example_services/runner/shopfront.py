@@ -53,8 +53,8 @@ async def buy_over_http(address: str, tally: Tally, say: Callable[[str], None]) 
     }
     async with aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(total=15)) as client:
         async with client.post("/v1/orders", json=order) as response:
-            body = await response.text()
-            if response.status != 200:
+            body, location = await response.text(), response.headers.get("location", "")
+            if response.status != 201:
                 tally.failed += 1
                 say(f"an order over HTTP failed: {response.status} {body}")
                 return
@@ -64,7 +64,7 @@ async def buy_over_http(address: str, tally: Tally, say: Callable[[str], None]) 
         tally.sold.update({line.product_id: line.quantity for line in placed.lines})
         say(f"over HTTP: {placed.id} costs {price(placed.total)}")
         events = {"accept": "text/event-stream"}
-        async with client.get(f"/v1/orders/{placed.id}:watch", headers=events) as response:
+        async with client.get(f"{location}:watch", headers=events) as response:
             async for line in response.content:
                 if line.startswith(b"data: {"):
                     now = json_format.Parse(line[6:], Order(), ignore_unknown_fields=True)

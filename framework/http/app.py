@@ -21,12 +21,12 @@ from framework.http import connect, grpc_web
 from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Send
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
-from framework.http.methods import files_of, http_rule_of
+from framework.http.methods import declared_rules, files_of
 from framework.http.origins import Origins
 from framework.http.rest import RestRoute, fail
 from framework.http.routes import BadPath, Router
 from framework.http.rpc import RpcMethod
-from framework.http.rules import default_rule, rules_of
+from framework.http.rules import default_rule
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
 from framework.http.websocket import serve_websocket
@@ -86,8 +86,7 @@ class HttpApp:
                 self.methods[method.path] = RpcMethod(
                     method, handler, codecs, self.settings, rpc_incoming, self.details
                 )
-                annotation = http_rule_of(descriptor)
-                rules = (default_rule(method), *(() if annotation is None else rules_of(method, annotation)))
+                rules = (default_rule(method), *declared_rules(descriptor, method))
                 routes += (RestRoute(r, handler, codecs, self.settings, incoming, self.details) for r in rules)
         self.router = Router(routes)
         self.routes = tuple(routes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,11 @@ from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
 
+from framework import options_pb2
+from framework.call import Method
 from framework.errors import ConfigError
+from framework.http.rules import Rule, RuleError, rules_of
+from framework.http.success import Success
 
 
 def pool_of(files: descriptor_pb2.FileDescriptorSet) -> descriptor_pool.DescriptorPool:
@@ -52,9 +57,30 @@ def services_in(pool: descriptor_pool.DescriptorPool, names: Iterable[str]) -> t
 
 def http_rule_of(method: MethodDescriptor) -> http_pb2.HttpRule | None:
     """The `google.api.http` annotation of a method, or None."""
-    # Over the wire once: the descriptor may be of a pool that does not know the annotation.
+    found: http_pb2.HttpRule | None = _option(method, annotations_pb2.http)
+    return found
+
+
+def declared_rules(descriptor: MethodDescriptor, method: Method[Any, Any]) -> tuple[Rule, ...]:
+    """The rules that a method's options declare; none without an annotation.
+
+    Raises:
+        RuleError: one cannot be served.
+    """
+    annotation, said = http_rule_of(descriptor), _option(descriptor, options_pb2.http)
+    if annotation is None and said is not None:
+        raise RuleError(f"{method.full_name}: (framework.http) is of use with a google.api.http rule only")
+    rules = () if annotation is None else rules_of(method, annotation)
+    if said is None:
+        return rules
+    success = Success.of(method, said)
+    return tuple(dataclasses.replace(rule, success=success) for rule in rules)
+
+
+def _option(method: MethodDescriptor, extension: Any) -> Any:
+    """What an option of a method says, or None."""
+    # Over the wire once: the descriptor may be of a pool that does not know the extension.
     options = descriptor_pb2.MethodOptions.FromString(method.GetOptions().SerializeToString())
-    extension: Any = annotations_pb2.http
     return options.Extensions[extension] if options.HasExtension(extension) else None
 
 

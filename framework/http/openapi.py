@@ -25,7 +25,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, Service
 
 from framework.call import Method
 from framework.errors import ConfigError
-from framework.http.methods import http_rule_of
+from framework.http.methods import declared_rules
 from framework.http.operations import (
     ERRORS,
     STATUS,
@@ -37,7 +37,7 @@ from framework.http.operations import (
     shape,
     slots_of,
 )
-from framework.http.rules import Rule, default_rule, rules_of
+from framework.http.rules import Rule, default_rule
 from framework.http.schemas import Schemas
 from framework.http.settings import HttpSettings
 from framework.options import method_of
@@ -224,8 +224,7 @@ class _Document:
         for service in self.services:
             for descriptor in service.methods:
                 method = method_of(descriptor)
-                annotation = http_rule_of(descriptor)
-                rules = (default_rule(method),) if annotation is None else rules_of(method, annotation)
+                rules = declared_rules(descriptor, method) or (default_rule(method),)
                 found += (_Binding(descriptor, rule, number) for number, rule in enumerate(rules, 1))
         first: dict[Any, _Binding] = {}
         for one in sorted(found, key=lambda one: (one.rule.method.full_name, one.rule.http, one.rule.template.text)):

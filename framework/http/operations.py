@@ -127,11 +127,11 @@ class Operations:
         """The operation of a rule; `slots` are named as in the path that it stands at."""
         method = rule.method
         shown: dict[str, Any] = {}
-        if parameters := [*self.path_parameters(slots), *self.query(rule)]:
+        if parameters := [*self.path_parameters(slots), *self.query(rule), *_conditions(rule)]:
             shown["parameters"] = parameters
         if (body := self.request_body(rule)) is not None:
             shown["requestBody"] = body
-        shown["responses"] = {"200": self.reply(rule), **ERROR_REFS}
+        shown["responses"] = {**self.successes(rule), **ERROR_REFS}
         if (method.client_streaming or method.server_streaming) and not _raw(rule):
             shown["x-websocket"] = True
         shown["x-grpc"] = self.grpc(rule, slots)
@@ -283,6 +283,27 @@ class Operations:
 
     # Replies
 
+    def successes(self, rule: Rule) -> dict[str, Any]:
+        """What a rule is answered with, by status, and what else a conditional request may be."""
+        success, reply = rule.success, self.reply(rule)
+        if success is None:
+            return {"200": reply}
+        if success.status == 204:
+            reply.pop("content", None)
+        headers: dict[str, Any] = {}
+        if success.location is not None:
+            headers["Location"] = {"schema": {"type": "string"}, "description": "Where it is from now on."}
+        if success.etag is not None:
+            headers["ETag"] = {"schema": {"type": "string"}, "description": "Changes whenever the reply does."}
+        if headers:
+            reply["headers"] = headers
+        shown = {str(success.status): reply}
+        if success.etag is not None and rule.http == "GET":
+            shown["304"] = {"description": "It is still as it was under the entity tag in `If-None-Match`."}
+        if success.if_match:
+            shown["412"] = {"$ref": "#/components/responses/Error"}
+        return shown
+
     def reply(self, rule: Rule) -> dict[str, Any]:
         method = rule.method
         reply: Descriptor = method.reply.DESCRIPTOR
@@ -380,6 +401,17 @@ def _errors() -> dict[str, str]:
         **{f"Error{status}": ", ".join(names) for status, names in sorted(codes.items())},
         "Error": "Any other error.",
     }
+
+
+def _conditions(rule: Rule) -> Iterator[dict[str, Any]]:
+    """The headers that make a request conditional."""
+    success = rule.success
+    if success is not None and success.etag is not None and rule.http == "GET":
+        text = "An entity tag that is known already."
+        yield {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "description": text}
+    if success is not None and success.if_match:
+        text = "The entity tag of what is to be changed."
+        yield {"name": "If-Match", "in": "header", "schema": {"type": "string"}, "description": text}
 
 
 ERRORS = _errors()

@@ -20,6 +20,7 @@ from framework.http.replies import Output, Writer
 from framework.http.rules import Rule
 from framework.http.settings import HttpSettings
 from framework.http.status import HTTP_STATUS, Details, Headers, HttpError, retry_after, text
+from framework.http.success import precondition_failed, unchanged
 
 _JSON_TYPES = frozenset(("application/json", "text/json", ""))
 _LINE_TYPES = frozenset(("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"))
@@ -94,6 +95,8 @@ class RestRoute:
             if body and not self.binder.raw and not is_json(content_type, lines=False):
                 raise unsupported(content_type)
             request = self.binder.message(preset, body, content_type.decode("latin-1"))
+            if self.rule.success is not None:
+                self.rule.success.demand(request, exchange.headers)
         call = exchange.call(method, request, self.incoming.metadata(exchange.scope), timeout)
         conduct = Conduct(call, exchange.inbox)
         try:
@@ -105,6 +108,8 @@ class RestRoute:
             if requests is not None and requests.failure is not None and not exchange.started:
                 raise requests.failure from error
             error.metadata = error.metadata or call.trailer
+            if not exchange.started and precondition_failed(error, exchange.headers):
+                raise HttpError(412, error) from error
             raise
 
     async def _one(self, exchange: Exchange, call: Call, reply: Any) -> None:
@@ -117,7 +122,16 @@ class RestRoute:
         headers: Headers = [(b"content-type", self.writer.content_type(reply))]
         if call.header or call.trailer:
             headers += self.reply_headers(call)
-        await exchange.respond(200, headers, body, pack=not self.writer.raw or headers[0][1].startswith(b"text/"))
+        status, pack = 200, not self.writer.raw or headers[0][1].startswith(b"text/")
+        if self.rule.success is not None:
+            status = self.rule.success.status
+            headers += self.rule.success.headers(reply, body, exchange.scope.get("root_path", ""))
+        if b"if-none-match" in exchange.headers and unchanged(exchange.http, exchange.headers, headers):
+            status = 304
+        if status in (204, 304):
+            body, pack = b"", False
+            del headers[0]
+        await exchange.respond(status, headers, body, pack=pack)
 
     def reply_headers(self, call: Call, *, trailers: bool = True) -> Headers:
         """The headers for the metadata of a reply."""

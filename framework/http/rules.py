@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from google.api import http_pb2
@@ -21,6 +21,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from framework.call import Method
 from framework.errors import FrameworkError
+
+if TYPE_CHECKING:
+    from framework.http.success import Success
 
 STAR, STARS = "*", "**"
 ANY = "*"
@@ -94,6 +97,7 @@ class Rule:
         body: `*`, the name of a field, or empty.
         response_body: the name of a field, or empty.
         fields: the fields that each variable of the template goes through, in order of the variables.
+        success: how it is answered, when that is declared: see `success`.
     """
 
     method: Method[Any, Any]
@@ -102,6 +106,7 @@ class Rule:
     body: str = ""
     response_body: str = ""
     fields: tuple[tuple[FieldDescriptor, ...], ...] = field(default=(), compare=False)
+    success: Success | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.http} {self.template.text} ({self.method.full_name})"
