@@ -86,7 +86,7 @@ class CorsSettings(Table):
     methods: tuple[str, ...] = setting(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"), words(_TOKEN, "HTTP method"))
     headers: tuple[str, ...] = setting(("*",), words(_TOKEN, "header"))
     expose: tuple[str, ...] = setting(
-        ("x-request-id", "retry-after", "etag", "grpc-status", "grpc-message", "grpc-status-details-bin"),
+        ("x-request-id", "retry-after", "etag", "location", "grpc-status", "grpc-message", "grpc-status-details-bin"),
         words(_TOKEN, "header"),
     )
     credentials: bool = setting(False, boolean)

@@ -18,11 +18,11 @@ from google.protobuf.descriptor import ServiceDescriptor
 from framework.call import Handler, Method
 from framework.errors import Internal, InvalidArgument, NotFound, RpcError, Unimplemented
 from framework.http import connect, grpc_web
+from framework.http.cors import Cors, respond
 from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Send
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
 from framework.http.methods import declared_rules, files_of
-from framework.http.origins import Origins
 from framework.http.rest import RestRoute, fail
 from framework.http.routes import BadPath, Router
 from framework.http.rpc import RpcMethod
@@ -66,7 +66,7 @@ class HttpApp:
         services = tuple({service.full_name: service for service in services}.values())
         self.services = services
         self.settings = settings or HttpSettings()
-        self.origins = Origins(self.settings.origins)
+        self.cors = Cors(self.settings.cors)
         self.guard = guard
         self.live = set() if live is None else live
         pools: dict[Any, list[ServiceDescriptor]] = {}
@@ -99,9 +99,11 @@ class HttpApp:
         """Serve one connection of ASGI."""
         kind = scope["type"]
         if kind == "http":
-            if self.settings.origins:
-                send = self.origins.telling(scope, send)
-            exchange = Exchange(scope, receive, send, self.settings, raw_path(scope), self.live)
+            telling = self.cors.telling(scope, send) if self.cors.needed else send
+            exchange = Exchange(scope, receive, telling, self.settings, raw_path(scope), self.live)
+            if self.cors.needed and (said := self.cors.preflight(exchange.http, exchange.headers)) is not None:
+                await respond(send, *said)
+                return
             with contextlib.suppress(Gone):
                 await self._serve(exchange)
         elif kind == "websocket":
@@ -126,9 +128,7 @@ class HttpApp:
 
     async def _dispatch(self, exchange: Exchange) -> None:
         rpc = self.methods.get(exchange.path)
-        if (said := self.origins.preflight(exchange.http, exchange.headers)) is not None:
-            await exchange.respond(204, said, b"")
-        elif rpc is None:
+        if rpc is None:
             if connect.is_rpc(exchange):
                 await exchange.respond(404, [], b"")
             else:

@@ -1,10 +1,17 @@
-"""Which pages of other origins may call. Source: https://fetch.spec.whatwg.org/#http-cors-protocol"""
+"""Browsers on pages of other origins: which may call, and how they are told (CORS).
+
+Source: https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
-from framework.http.status import Headers
+from framework.errors import PermissionDenied
+from framework.http.exchange import Scope, Send
+from framework.http.status import Headers, text
 from framework.web import CorsSettings
 
 
@@ -13,9 +20,13 @@ class Cors:
 
     Args:
         settings: see CorsSettings.
+
+    Attributes:
+        needed: there are origins that may call.
     """
 
     def __init__(self, settings: CorsSettings) -> None:
+        self.needed = bool(settings.origins)
         self._everybody = "*" in settings.origins
         patterns = [re.escape(one).replace(r"\*", r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*") for one in settings.origins]
         self._origins = re.compile("|".join(patterns), re.IGNORECASE) if settings.origins else None
@@ -52,13 +63,55 @@ class Cors:
                 allowed.append((b"access-control-expose-headers", self._expose))
         return allowed
 
-    def preflight(self, origin: bytes, asked: bytes | None) -> Headers:
-        """What an allowed origin is answered that asks first; `asked` are the headers that it wants to send."""
-        allowed = [*self.headers(origin), *self._preflight]
+    def preflight(self, http: str, headers: Mapping[bytes, bytes]) -> tuple[int, Headers, bytes] | None:
+        """What a browser is answered that asks before it calls, None for every other request: status, headers, body."""
+        origin = headers.get(b"origin")
+        if http != "OPTIONS" or origin is None or b"access-control-request-method" not in headers:
+            return None
+        said = self.headers(origin)
+        if not self.allows(origin):
+            error = foreign(origin)
+            body = text({"code": int(error.code), "message": error.message})
+            return 403, [(b"content-type", b"application/json"), *said], body
+        said += self._preflight
         if self._any_header:  # `*` itself does not count for requests with credentials
-            if asked:
-                allowed.append((b"access-control-allow-headers", asked))
-            allowed.append((b"vary", b"access-control-request-headers"))
+            if asked := headers.get(b"access-control-request-headers"):
+                said.append((b"access-control-allow-headers", asked))
+            said.append((b"vary", b"access-control-request-headers"))
         elif self._allow_headers:
-            allowed.append((b"access-control-allow-headers", self._allow_headers))
-        return allowed
+            said.append((b"access-control-allow-headers", self._allow_headers))
+        return 204, said, b""
+
+    def check_socket(self, headers: Mapping[bytes, bytes]) -> None:
+        """Browsers do not ask before they open a WebSocket: raises PermissionDenied for pages that may not."""
+        origin = headers.get(b"origin")
+        if origin is None or self.allows(origin):
+            return
+        own = headers.get(b"host", b"").lower()
+        if not own or origin.lower().partition(b"://")[2] != own:
+            raise foreign(origin)
+
+    def telling(self, scope: Scope, send: Send) -> Send:
+        """A `send` that adds what a response is to say."""
+        said = self.headers(next((value for name, value in scope["headers"] if name == b"origin"), None))
+
+        async def telling(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *said]
+            await send(message)
+
+        return telling if said else send
+
+
+def foreign(origin: bytes) -> PermissionDenied:
+    """What pages of an origin are told that may not call."""
+    shown = origin[:100].decode("latin-1")
+    return PermissionDenied(f"pages of {shown} may not call here (`cors.origins` in the settings)")
+
+
+async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole response."""
+    if status != 204:
+        headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from framework.errors import PermissionDenied
 from framework.http.admission import CLIENT
-from framework.http.cors import Cors
+from framework.http.cors import Cors, respond
 from framework.http.exchange import Receive, Scope, Send
 from framework.http.forwarded import Proxies
 from framework.http.status import Headers, text
@@ -53,23 +53,25 @@ class Front:
             return
         origin, request_id = self._read(scope)
         if kind == "websocket":
-            if origin is not None and not self._same(scope, origin) and not self._cors.allows(origin):
-                await receive()
-                await _deny(send, _foreign(origin))
-                return
-            if origin is not None:  # looked at, and no concern of the application's
+            if origin is not None:  # looked at here, and no concern of the application's
+                try:
+                    self._cors.check_socket(dict(scope["headers"]))
+                except PermissionDenied as error:
+                    await receive()
+                    await _deny(send, error)
+                    return
                 scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"origin"]
             await self.app(scope, receive, send)
             return
         if origin is not None and scope["method"] == "OPTIONS":
-            asked = dict(scope["headers"])
-            if b"access-control-request-method" in asked:
-                await self._answer_preflight(origin, asked.get(b"access-control-request-headers"), send)
+            said = self._cors.preflight("OPTIONS", dict(scope["headers"]))
+            if said is not None:
+                await respond(send, *said)
                 return
         page = self.pages.get(scope["path"])
         if page is not None and scope["method"] in ("GET", "HEAD"):
             status, headers, body = page()
-            await _respond(send, status, list(headers), body)
+            await respond(send, status, list(headers), body)
             return
         cors = self._cors.headers(origin)
 
@@ -125,31 +127,6 @@ class Front:
             request_id = new_request_id().encode()
             scope["headers"].append((ID, request_id))
         return origin, request_id
-
-    def _same(self, scope: Scope, origin: bytes) -> bool:
-        """The page comes from here. Browsers send no preflight for a WebSocket, so its origin is looked at."""
-        host = next((value for key, value in scope["headers"] if key == b"host"), b"")
-        return origin.partition(b"://")[2].lower() == host.lower()
-
-    async def _answer_preflight(self, origin: bytes, asked: bytes | None, send: Send) -> None:
-        if self._cors.allows(origin):
-            await _respond(send, 204, self._cors.preflight(origin, asked), b"")
-            return
-        error = _foreign(origin)
-        body = text({"code": int(error.code), "message": error.message})
-        await _respond(send, 403, [(b"content-type", b"application/json"), *self._cors.headers(origin)], body)
-
-
-def _foreign(origin: bytes) -> PermissionDenied:
-    shown = origin[:100].decode("latin-1")
-    return PermissionDenied(f"pages of {shown} may not call here (`cors.origins` in the settings)")
-
-
-async def _respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    if status != 204:
-        headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def _deny(send: Send, error: PermissionDenied) -> None:

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field, fields
 from framework.errors import ConfigError
 from framework.http.binding import Unknown
 from framework.http.json import JsonOptions
-from framework.web import WebSettings
+from framework.web import CorsSettings, WebSettings
 
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class HttpSettings:
         header_prefixes: beginnings of headers that become metadata under their own names.
         strip_prefix: the beginning of headers that become metadata without it.
         reply_headers: metadata of replies that become headers under their own names; others get a prefix.
-        origins: of pages in browsers that may call from elsewhere, `https://shop.example`; `*` is every one.
+        cors: which pages of other origins may call.
         compress_above: bytes from which on replies are compressed for clients that accept it.
         heartbeat: seconds of silence after which a comment is sent on an event stream.
         retry: seconds after which a client of an event stream is to connect again; None says nothing.
@@ -52,7 +50,7 @@ class HttpSettings:
         *("cache-control", "content-disposition", "content-language", "deprecation", "etag", "last-modified", "link"),
         *("location", "retry-after", "set-cookie", "sunset", "www-authenticate", "x-request-id"),
     )
-    origins: tuple[str, ...] = ()
+    cors: CorsSettings = field(default_factory=CorsSettings)
     compress_above: int = 1024
     heartbeat: float = 15.0
     retry: float | None = 3.0
@@ -63,16 +61,13 @@ class HttpSettings:
                 raise ConfigError(f"HttpSettings.{name} is {getattr(self, name)!r}; it must be more than 0")
         if self.unknown_query not in ("reject", "ignore"):
             raise ConfigError(f"HttpSettings.unknown_query is {self.unknown_query!r}; choose one of reject, ignore")
-        for origin in self.origins:
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ConfigError(f"HttpSettings.origins: {origin!r} is no origin; write https://shop.example, or *")
         for name in (*self.headers, *self.header_prefixes, self.strip_prefix, *self.reply_headers):
             if not _HEADER.fullmatch(name):
                 raise ConfigError(f"HttpSettings: {name!r} is no header; they are written in lower case")
 
     @classmethod
     def of(cls, web: WebSettings) -> HttpSettings:
-        """What a settings file says."""
+        """What a settings file says; its `cors` is for whoever stands before the application."""
         return cls(
             max_message=web.limits.body,
             body_timeout=web.limits.body_timeout,

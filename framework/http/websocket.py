@@ -20,7 +20,6 @@ from framework.errors import (
     Internal,
     InvalidArgument,
     NotFound,
-    PermissionDenied,
     ResourceExhausted,
     RpcError,
 )
@@ -62,8 +61,7 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
 
     try:
         headers = dict(scope["headers"])
-        if not app.origins.may_open(headers):
-            raise PermissionDenied("a page of this origin may not open a WebSocket here")
+        app.cors.check_socket(headers)
         found = _route(app, raw_path(scope))
         route = found.route
         assert route is not None
