@@ -135,6 +135,7 @@ async def find(name: str, service: str, url: str) -> str:
     from framework.client.connect import connect
     from framework.discovery.targets import open_registry
     from framework.errors import RpcError
+    from framework.reflection import Reflection
 
     if name:
         return name
@@ -150,7 +151,7 @@ async def find(name: str, service: str, url: str) -> str:
         for candidate in sorted(registered, key=lambda one: (one not in words, one)):
             async with connect(candidate, settings=Settings(), registry=registry) as channel:
                 try:
-                    names = await list_services(channel)
+                    names = await Reflection(channel).services()
                 except (RpcError, ConfigError) as error:
                     silent.append(f"{candidate} ({getattr(error, 'message', error)})")
                     continue
@@ -228,7 +229,7 @@ def _line(message: Any) -> str:
     return json.dumps(shown, ensure_ascii=False)
 
 
-# Reflection: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+# What there is
 
 
 def health_method() -> Method[Any, Any]:
@@ -236,27 +237,6 @@ def health_method() -> Method[Any, Any]:
     from framework.server.health import Health
 
     return next(method for method in Health.__methods__ if method.name == "Check")
-
-
-async def _ask(channel: Channel, timeout: float = TIMEOUT, **question: Any) -> Any:
-    from framework.client.stub import StreamReply
-    from framework.errors import Unimplemented
-    from framework.server.reflection import METHODS, Request
-
-    for method in METHODS:
-        try:
-            async with StreamReply(channel.bind(method), method, [Request(**question)], timeout) as replies:
-                async for reply in replies:
-                    return reply
-        except Unimplemented:
-            continue
-    raise ConfigError("the server does not offer reflection, so its messages cannot be learnt")
-
-
-async def list_services(channel: Channel) -> list[str]:
-    """Full names of the services that a server says it serves."""
-    reply = await _ask(channel, list_services="*")
-    return [service.name for service in reply.list_services_response.service]
 
 
 async def reflect(channel: Channel, service: str, name: str, timeout: float = TIMEOUT) -> Method[Any, Any]:
@@ -289,35 +269,18 @@ async def describe(channel: Channel, service: str, timeout: float = TIMEOUT) -> 
     Raises:
         ConfigError: the server does not have it; the message says what it has.
     """
-    from google.protobuf import descriptor_pb2, descriptor_pool
+    from google.protobuf import descriptor_pb2
 
-    reply = await _ask(channel, timeout, file_containing_symbol=service)
-    if reply.HasField("error_response"):
-        there = ", ".join(await list_services(channel))
-        raise ConfigError(f"the server does not serve {service}. It serves: {there}")
-    pool = descriptor_pool.DescriptorPool()
-    files = {
-        file.name: file
-        for file in map(
-            descriptor_pb2.FileDescriptorProto.FromString, reply.file_descriptor_response.file_descriptor_proto
-        )
-    }
+    from framework.errors import RpcError
+    from framework.http.methods import pool_of
+    from framework.reflection import NoReflection, Reflection
 
-    async def add(file: Any) -> None:
-        for dependency in file.dependency:
-            if dependency not in files:
-                more = await _ask(channel, timeout, file_by_filename=dependency)
-                for raw in more.file_descriptor_response.file_descriptor_proto:
-                    found = descriptor_pb2.FileDescriptorProto.FromString(raw)
-                    files.setdefault(found.name, found)
-            await add(files[dependency])
-        pool.Add(file)
-
-    for file in tuple(files.values()):
-        await add(file)
+    reflection = Reflection(channel, timeout)
     try:
-        return pool.FindServiceByName(service)
-    except KeyError:
-        raise ConfigError(
-            f"{service} is no service; the server serves {', '.join(await list_services(channel))}"
-        ) from None
+        files = await reflection.files([service])
+        return pool_of(descriptor_pb2.FileDescriptorSet(file=files.values())).FindServiceByName(service)
+    except (NoReflection, RpcError):
+        raise
+    except (ConfigError, KeyError):
+        there = ", ".join(await reflection.services())
+        raise ConfigError(f"the server does not serve {service}. It serves: {there}") from None
