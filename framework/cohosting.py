@@ -54,10 +54,8 @@ def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: 
     def unready() -> str:
         return "" if server.health.is_serving else f"{server.address} does not serve"
 
-    pages = health_pages(unready)
-    if web.docs:
-        pages |= docs_pages(lambda: app.services, name, app.settings)
-    front = Front(app, web, pages)
+    docs = docs_pages(lambda: app.services, name, app.settings)
+    front = Front(app, web, health_pages(unready), docs, app.guard)
     age = settings.connection_age if shared else None
     return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http", connection_age=age)
 

@@ -39,6 +39,9 @@ from framework.parsing import (
 NO_RATE_LIMIT = {"rate": 0}
 """What `"off"` means."""
 
+AUTHENTICATED = "authenticated"
+"""Who sees `docs`: whoever the hook for authentication lets pass."""
+
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#]+")
 
@@ -67,6 +70,15 @@ def networks(value: Any, where: str) -> tuple[str, ...]:
         except ValueError as error:
             raise ConfigError(f"{where} has {one!r}, which is no address or network: {error}") from None
     return found
+
+
+def _docs(value: Any, where: str) -> bool | Literal["authenticated"]:
+    if value == AUTHENTICATED:
+        return "authenticated"
+    try:
+        return boolean(value, where)
+    except ConfigError as error:
+        raise ConfigError(f'{error}, or "{AUTHENTICATED}"') from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,8 @@ class HttpLimits(Table):
         header: bytes of a request's head.
         connections: open at the same time; more are turned away.
         head_timeout: seconds in which a request's head has to arrive.
-        body_timeout: seconds in which the rest of a body has to arrive, where the whole of it is needed.
+        body_timeout: seconds in which the rest of a body has to arrive; of an upload, which is a stream of requests
+            with one reply, each next part.
         keep_alive: seconds that a connection stays open without a request.
     """
 
@@ -167,7 +180,7 @@ class WebSettings(Table):
         trusted: proxies whose X-Forwarded-* headers are believed; those of others are dropped.
         rate_limit: how often each caller may call, all methods together.
         rate_limits: the same for single methods or services, by full name, `shop.orders.v1.Orders/PlaceOrder`.
-        docs: serve `/docs`, `/openapi.json` and `/openapi.yaml`.
+        docs: serve `/docs`, `/openapi.json` and `/openapi.yaml`; AUTHENTICATED to those only who may call.
         rate_key: request header by which callers are told apart, `x-api-key`; empty is their identity or address.
     """
 
@@ -182,7 +195,7 @@ class WebSettings(Table):
     trusted: tuple[str, ...] = setting((), networks)
     rate_limit: RateSettings = table(RateSettings(), RateSettings, off=NO_RATE_LIMIT)
     rate_limits: Mapping[str, RateSettings] = field(default_factory=lambda: MappingProxyType({}))
-    docs: bool = setting(True, boolean)
+    docs: bool | Literal["authenticated"] = setting(True, _docs)
     rate_key: str = setting("", text)
 
     @classmethod

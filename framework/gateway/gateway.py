@@ -185,10 +185,8 @@ class Running:
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._checked: dict[str, Checked | str] = {}
         self._app: HttpApp = self._application([])
-        pages = health_pages(self.unready)
-        if web.docs:
-            pages |= docs_pages(lambda: self._app.services, "Gateway", self._http)
-        self.front = Front(self._app, web, pages)
+        docs = docs_pages(lambda: self._app.services, "Gateway", self._http)
+        self.front = Front(self._app, web, health_pages(self.unready), docs, self._guard)
         assert web.port is not None  # its parser allows no other
         age = settings.server.connection_age if shared else None
         self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live, connection_age=age)

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 from google.rpc.error_details_pb2 import RetryInfo
 
 from framework.call import Method
-from framework.errors import Internal, ResourceExhausted, RpcError
+from framework.errors import ConfigError, Internal, ResourceExhausted, RpcError
 from framework.http.exchange import Scope
 from framework.http.rates import Buckets, Rate, Rates
-from framework.web import WebSettings
+from framework.web import AUTHENTICATED, WebSettings
 
 log = logging.getLogger("framework.http")
 
@@ -77,6 +77,8 @@ class Admission:
     def __init__(
         self, settings: WebSettings, authenticate: Authenticate | None = None, rates: Rates | None = None
     ) -> None:
+        if settings.docs == AUTHENTICATED and authenticate is None:
+            raise ConfigError(f'docs = "{AUTHENTICATED}" takes a hook that says who may see them: authenticate=...')
         self._authenticate = authenticate
         self._rates = rates or Buckets()
         self._all = Rate.of(settings.rate_limit)

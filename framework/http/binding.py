@@ -37,6 +37,9 @@ MOST_NAMES = 1000
 LONGEST_NAME = 200
 """Characters of a name that is remembered; with the key of a map it can be as long as a server lets it."""
 
+MOST_VIOLATIONS = 20
+"""Query parameters that are told to be wrong; then nobody looks at the rest."""
+
 DEEPEST = 100
 """Messages that may be in one another in a query parameter: more cannot be read from JSON or the wire, either."""
 
@@ -168,6 +171,8 @@ class Binder:
         if query:
             seen: set[str] = set()
             for part in query.split(b"&"):
+                if len(violations) >= MOST_VIOLATIONS:
+                    break
                 try:
                     if part and (one := self._parameter(part, seen)) is not None:
                         found.append(one)

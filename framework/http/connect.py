@@ -217,5 +217,5 @@ async def _stream(rpc: RpcMethod, exchange: Exchange, name: str) -> None:
         await exchange.start(200, headers(None), pack=False)
         await exchange.finish(end(None, error))
         return
-    requests = FrameRequests(Frames(exchange, encoding), coding.decode)
+    requests = FrameRequests(Frames(exchange, encoding, timed=rpc.timed), coding.decode)
     await converse(rpc, exchange, coding, requests, timeout, dialect)

@@ -69,8 +69,8 @@ class Inbox:
             if self._ahead is None:
                 message = await self._receive()
             else:
-                message = await self._ahead
-                self._ahead = None
+                ahead, self._ahead = self._ahead, None  # it goes with a reader that is cancelled
+                message = await ahead
         finally:
             self._reading = False
         if message["type"] == "http.disconnect":
@@ -103,6 +103,7 @@ class Inbox:
         self._on_gone = None
         if self._ahead is not None and not self._ahead.done():
             self._ahead.cancel()
+            self._ahead = None
 
 
 class Exchange:
@@ -182,8 +183,7 @@ class Exchange:
                 async with asyncio.timeout(self.settings.body_timeout):
                     body = await self._whole()
             except TimeoutError:
-                error = DeadlineExceeded(f"the body did not arrive within {self.settings.body_timeout:g} s")
-                raise HttpError(408, error, [(b"connection", b"close")]) from None
+                raise self._too_slow("the body") from None
         if len(body) > limit:
             raise self.too_large()
         return self.unpacked(encoding, body) if encoding and body else body
@@ -209,11 +209,25 @@ class Exchange:
         except compression.Corrupt as error:
             raise HttpError(400, error_for(Code.INVALID_ARGUMENT, f"this is no {encoding}: {error}")) from None
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, unpacked. Raises HttpError and Gone."""
+    async def part(self, *, timed: bool) -> bytes | None:
+        """The next part of the body, None at its end; when `timed` it has to arrive soon. Raises HttpError and Gone."""
+        if not timed or self.inbox.complete:
+            return await self.inbox.read()
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                return await self.inbox.read()
+        except TimeoutError:
+            raise self._too_slow("the next part of the body") from None
+
+    def _too_slow(self, what: str) -> HttpError:
+        error = DeadlineExceeded(f"{what} did not arrive within {self.settings.body_timeout:g} s")
+        return HttpError(408, error, [(b"connection", b"close")])
+
+    async def parts(self, *, timed: bool) -> AsyncIterator[bytes]:
+        """The body as it arrives, unpacked; see `part`."""
         encoding = self.content_encoding()
         unpacker = compression.unpacker(encoding) if encoding else None
-        while (part := await self.inbox.read()) is not None:
+        while (part := await self.part(timed=timed)) is not None:
             if unpacker is None:
                 if part:
                     yield part

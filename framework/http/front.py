@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from framework.errors import PermissionDenied
+from framework.errors import PermissionDenied, RpcError
 from framework.http.admission import CLIENT
+from framework.http.app import Guard
 from framework.http.cors import Cors, respond
-from framework.http.exchange import Receive, Scope, Send
+from framework.http.exchange import Exchange, Receive, Scope, Send
 from framework.http.forwarded import Proxies
-from framework.http.status import Headers, text
+from framework.http.rest import fail
+from framework.http.settings import HttpSettings
+from framework.http.status import Details, Headers, text
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.interceptors.request_id import new_request_id
-from framework.web import WebSettings
+from framework.web import AUTHENTICATED, WebSettings
 
 ID = REQUEST_ID.encode()
 _ID = re.compile(rb"[!-~]{1,128}")
@@ -37,11 +41,22 @@ class Front:
         app: the other one; may be replaced at any time.
         settings: of CORS and trusted proxies.
         pages: what is answered to GET of a path, before the application is asked.
+        docs: the same; for those whom `guard` lets pass, when the settings say so.
+        guard: is asked before these.
     """
 
-    def __init__(self, app: App, settings: WebSettings, pages: Mapping[str, Page] | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: WebSettings,
+        pages: Mapping[str, Page] = MappingProxyType({}),
+        docs: Mapping[str, Page] = MappingProxyType({}),
+        guard: Guard | None = None,
+    ) -> None:
         self.app = app
-        self.pages = dict(pages or {})
+        self.pages = {**pages, **(docs if settings.docs else {})}
+        self._guarded = frozenset(docs if settings.docs == AUTHENTICATED else ())
+        self._guard = guard
         self._cors = Cors(settings.cors)
         self._proxies = Proxies(settings.trusted)
 
@@ -68,11 +83,6 @@ class Front:
             if said is not None:
                 await respond(send, *said)
                 return
-        page = self.pages.get(scope["path"])
-        if page is not None and scope["method"] in ("GET", "HEAD"):
-            status, headers, body = page()
-            await respond(send, status, list(headers), body)
-            return
         cors = self._cors.headers(origin)
 
         async def sending(message: Any) -> None:
@@ -86,7 +96,18 @@ class Front:
                 headers += cors
             await send(message)
 
-        await self.app(scope, receive, sending)
+        page = self.pages.get(scope["path"])
+        if page is None or scope["method"] not in ("GET", "HEAD"):
+            await self.app(scope, receive, sending)
+            return
+        try:
+            if self._guard is not None and scope["path"] in self._guarded:
+                await self._guard(scope, None)
+        except RpcError as error:
+            await fail(Exchange(scope, receive, sending, HttpSettings(), scope["path"], set()), Details(()), error)
+            return
+        status, headers, body = page()
+        await respond(sending, status, list(headers), body)
 
     def _read(self, scope: Scope) -> tuple[bytes | None, bytes]:
         """Origin and request id; headers that are not believed are taken out, and an id is put in where one lacks."""

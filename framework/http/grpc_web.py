@@ -62,7 +62,7 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
         last = _end(None, error)
         await exchange.finish(base64.b64encode(last) if as_text else last)
         return
-    requests = FrameRequests(Frames(exchange, encoding, as_text=as_text), coding.decode)
+    requests = FrameRequests(Frames(exchange, encoding, timed=rpc.timed, as_text=as_text), coding.decode)
     await converse(rpc, exchange, coding, requests, timeout, dialect)
 
 

@@ -184,6 +184,7 @@ class Requests:
 
     def __init__(self, binder: Binder, preset: Preset, exchange: Exchange) -> None:
         self.failure: HttpError | None = None
+        self._upload = not binder.rule.method.server_streaming
         self._messages = self._raw(binder, preset, exchange) if binder.raw else self._json(binder, preset, exchange)
 
     def __aiter__(self) -> Requests:
@@ -201,7 +202,7 @@ class Requests:
     async def _json(self, binder: Binder, preset: Preset, exchange: Exchange) -> AsyncIterator[Any]:
         splitter = Splitter(exchange.settings.max_message)
         try:
-            async for part in exchange.parts():
+            async for part in exchange.parts(timed=self._upload):
                 for body in splitter.feed(part):
                     yield binder.message(preset, body)
             for body in splitter.end():
@@ -213,7 +214,7 @@ class Requests:
 
     async def _raw(self, binder: Binder, preset: Preset, exchange: Exchange) -> AsyncIterator[Any]:
         content_type = exchange.headers.get(b"content-type", b"").decode("latin-1")
-        async for part in exchange.parts():
+        async for part in exchange.parts(timed=self._upload):
             yield binder.message(preset, part, content_type)
 
 

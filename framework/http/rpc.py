@@ -63,6 +63,7 @@ class RpcMethod:
         self.proto = Coding(_decode(method.request), method.reply.SerializeToString)
         self.json = _json(codecs.codec(method.request), codecs.codec(method.reply))
         self.streaming = method.client_streaming or method.server_streaming
+        self.timed = not (method.client_streaming and method.server_streaming)
 
 
 def _decode(kind: Any) -> Callable[[bytes], Any]:
@@ -104,11 +105,13 @@ class Frames:
     Args:
         exchange: whose body.
         encoding: how frames with the flag are packed; empty when none may be.
+        timed: each part of the body has to arrive soon, because no replies are sent meanwhile.
         as_text: the body is base64.
     """
 
-    def __init__(self, exchange: Exchange, encoding: str, *, as_text: bool = False) -> None:
+    def __init__(self, exchange: Exchange, encoding: str, *, timed: bool, as_text: bool = False) -> None:
         self._exchange = exchange
+        self._timed = timed
         self._encoding = encoding
         self._buffer = bytearray()
         self._text = b"" if as_text else None
@@ -143,7 +146,10 @@ class Frames:
     async def _fill(self, size: int) -> bool:
         """Have so many bytes; False when there is nothing more. Raises InvalidArgument for too little."""
         while len(self._buffer) < size:
-            part = await self._exchange.inbox.read()
+            try:
+                part = await self._exchange.part(timed=self._timed)
+            except HttpError as error:
+                raise error.error from None
             if part is None:
                 if self._buffer or self._text:
                     raise InvalidArgument("the body ends in the middle of a frame")

@@ -21,7 +21,8 @@ class HttpSettings:
 
     Attributes:
         max_message: bytes that a message or a whole body may have, after it is unpacked.
-        body_timeout: seconds that the rest of a body may take to arrive, where the whole of it is needed.
+        body_timeout: seconds that the rest of a body may take to arrive; of an upload, which is a stream of requests
+            with one reply, each next part.
         max_timeout: seconds that a caller may ask for at most; longer ones are cut.
         unknown_query: `reject` or `ignore` query parameters that are no fields.
         json: how messages are written as JSON.
