@@ -10,7 +10,7 @@ import httpx
 import pytest
 import websockets
 
-from framework import Unauthenticated
+from framework import ConfigError, Unauthenticated
 from framework.config import Drain
 from framework.discovery.consul import ConsulRegistry
 from framework.discovery.targets import open_registry
@@ -128,6 +128,26 @@ async def test_docs(town: Town) -> None:
     assert "script-src" in page.headers["content-security-policy"]
     without = await town.client(await town.gateway(docs=False))
     assert (await without.get("/docs")).status_code == 404
+
+
+async def test_docs_for_those_who_may_call(town: Town) -> None:
+    """They can be kept from strangers; pages about health stay open."""
+
+    async def authenticate(request: HttpRequest) -> Identity | None:
+        if "authorization" not in request.headers:
+            raise Unauthenticated("who are you?", metadata=(("www-authenticate", "Basic"),))
+        return Identity("ada")
+
+    running = await town.gateway(gateway=Gateway(authenticate=authenticate), docs="authenticated", ready=False)
+    client = await town.client(running)
+    for path in ("/docs", "/openapi.json", "/openapi.yaml"):
+        refused = await client.get(path)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Basic")
+        assert refused.json() == {"code": 16, "message": "who are you?"}
+        assert (await client.get(path, headers={"authorization": "x"})).status_code == 200
+    assert (await client.get("/healthz")).status_code == 200
+    with pytest.raises(ConfigError, match='docs = "authenticated" takes a hook that says who may see them'):
+        await town.gateway(docs="authenticated")
 
 
 async def test_only_some_services(town: Town) -> None:

@@ -292,3 +292,11 @@ def test_a_path_whose_text_is_no_value() -> None:
     (found,) = rules_of(method_of(LIBRARY.methods_by_name["Echo"]), http_pb2.HttpRule(get="/v1/{i32}/{color}"))
     with pytest.raises(InvalidArgument, match=r"i32: 'x' is no whole number \(and 1 more\)"):
         Binder(found, CODECS).preset(("x", "NOPE"), b"")
+
+
+def test_a_query_of_nothing_but_mistakes() -> None:
+    """Not more than a page of them is told, however many there are."""
+    with pytest.raises(InvalidArgument, match=r"\(and 19 more\)") as raised:
+        bind(BOOKS + "&".join(f"no{number}=1" for number in range(5000)))
+    (details,) = raised.value.details
+    assert len(details.field_violations) == 20

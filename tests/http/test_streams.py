@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from framework.call import Call
+from framework.http import rpc
 from framework.http.app import HttpApp
+from framework.http.exchange import PATIENCE
+from framework.http.settings import HttpSettings
 from tests.http.driver import Conversation, ask, open_request, open_socket
-from tests.http.library import Library, application
+from tests.http.library import SERVICE, Library, application
 
 WATCH = "GET /v1/shelves/1:watch"
 JSON = [("content-type", "application/json")]
@@ -228,6 +232,56 @@ async def test_an_upload_that_breaks_off(library: Library, app: HttpApp) -> None
     conversation.leave()
     response = await conversation.done()
     assert (library.seen, response.status) == (["a"], 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "content_type", "part", "answer"),
+    [
+        ("POST /v1/rooms/r1/lines", "application/json", b'{"text": "a"}', (408, '"code":4')),
+        ("POST /v1/stores", "text/csv", b"a,b", (408, '"code":4')),
+        (
+            "POST /lab.v1.Library/Collect",
+            "application/connect+json",
+            rpc.frame(0, b'{"text": "a"}'),
+            (200, '"code":"deadline_exceeded"'),
+        ),
+        ("POST /lab.v1.Library/GetBook", "application/grpc-web+json", b"\0\0", (200, "grpc-status: 4")),
+    ],
+)
+async def test_an_upload_that_stops(
+    library: Library, request_: str, content_type: str, part: bytes, answer: tuple[int, str]
+) -> None:
+    """Whoever sends nothing more does not keep a call for ever; the handler does not see an end of its requests."""
+    app = application(library, body_timeout=0.05)
+    conversation = open_request(app, request_, [("content-type", content_type)])
+    conversation.body(part, more=True)
+    response = await conversation.done()
+    status, text = answer
+    assert (response.status, text in response.body.decode("latin-1")) == (status, True)
+    assert "end" not in library.seen
+
+
+async def test_a_conversation_may_pause(library: Library) -> None:
+    """While replies are sent too, a client may have its reasons to be silent."""
+    conversation = open_request(application(library, body_timeout=0.01), "POST /v1/rooms/r1:chat", JSON)
+    conversation.body(b'{"text": "a"}', more=True)
+    await conversation.until(1)
+    await asyncio.sleep(0.05)
+    conversation.body(b'{"text": "b"}')
+    assert [line["text"] for line in (await conversation.done()).lines] == ["A", "B"]
+
+
+async def test_a_deadline_in_the_middle_of_an_upload() -> None:
+    """It is answered, although the client was looked for before the handler read on."""
+
+    async def late(call: Call) -> Any:
+        async with asyncio.timeout(5):
+            await asyncio.sleep(3 * PATIENCE)
+            return [one async for one in call.request]
+
+    app = HttpApp([SERVICE], lambda method: late, HttpSettings())
+    conversation = open_request(app, "POST /v1/rooms/r1/lines", [*JSON, ("x-server-timeout", "0.15")])
+    assert (await conversation.done()).status == 504
 
 
 async def test_an_upload_of_bytes(app: HttpApp) -> None:
