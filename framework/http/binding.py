@@ -77,13 +77,13 @@ class Target:
         name: as it is told in violations, `filter.author.given_name`.
         steps: the fields down to it; one that is followed by a key is a map.
         keys: the keys of the maps among them, by position.
-        convert: what its text becomes.
+        convert: what its text becomes; None for a message that is more than one value.
     """
 
     name: str
     steps: tuple[FieldDescriptor, ...]
     keys: Mapping[int, Any]
-    convert: Convert
+    convert: Convert | None
 
     def set(self, message: Any, value: Any) -> None:
         """Raises Violation when a oneof on the way is set to something else."""
@@ -180,6 +180,7 @@ class Binder:
                     violations.append(violation)
         for target, text in zip(self._variables, values, strict=True):
             try:
+                assert target.convert is not None  # the rule would have been refused
                 found.append((target, target.convert(text)))
             except ValueError as error:
                 violations.append(Violation(target.name, str(error)))
@@ -204,6 +205,7 @@ class Binder:
             if target.name in seen:
                 raise Violation(target.name, "this is set twice")
             seen.add(target.name)
+        assert target.convert is not None  # or there would be no target
         try:
             return target, target.convert(_decoded(raw_value, target.name))
         except ValueError as error:
@@ -213,49 +215,9 @@ class Binder:
         shown = name if len(name) <= 100 else f"{name[:97]}..."
         if self.rule.body == "*":
             raise Violation(shown, "query parameters are not read here: the body is the whole request")
-        descriptor: Descriptor | None = self._descriptor
-        steps: list[FieldDescriptor] = []
-        keys: dict[int, Any] = {}
-        told: list[str] = []
-        at = 0
-        while at < len(name):
-            token = _NAME.match(name, at)
-            field = None if token is None or descriptor is None else find_field(descriptor, token["name"])
-            if token is None or field is None or (steps and steps[-1].is_repeated and len(steps) - 1 not in keys):
-                raise Violation(shown, f"{self._descriptor.full_name} has no such field")
-            steps.append(field)
-            if len(steps) > DEEPEST:
-                raise Violation(shown, f"this is nested deeper than {DEEPEST} messages")
-            descriptor = field.message_type
-            told.append(field.name)
-            if token["key"] is not None:
-                if not is_map(field):
-                    raise Violation(shown, f"{field.name} is no map")
-                keys[len(steps) - 1] = self._key(field, token["key"], shown)
-                told[-1] += f"[{token['key']}]"
-                descriptor = field.message_type.fields_by_name["value"].message_type  # type: ignore[union-attr]  # a map
-            at = token.end()
-        if not steps or name.endswith("."):
-            raise Violation(shown, f"{self._descriptor.full_name} has no such field")
-        self._refuse_bound(shown, tuple(steps))
-        last: FieldDescriptor = steps[-1]
-        if is_map(last):
-            if len(steps) - 1 not in keys:
-                raise Violation(shown, f"a map is set by its keys: {shown}[key]=value")
-            last = last.message_type.fields_by_name["value"]  # type: ignore[union-attr]  # a map
-        convert = converter(last, self._codecs)
-        if convert is None:
-            inner: Any = last.message_type
-            raise Violation(shown, f"{inner.full_name} is more than one value; name its fields: {shown}.field=value")
-        return Target(".".join(told), tuple(steps), keys, convert)
-
-    def _key(self, field: FieldDescriptor, text: str, shown: str) -> Any:
-        convert = converter(field.message_type.fields_by_name["key"], self._codecs)  # type: ignore[union-attr]  # a map
-        assert convert is not None
-        try:
-            return convert(text)
-        except ValueError as error:
-            raise Violation(shown, str(error)) from None
+        target = target_of(self._descriptor, name, self._codecs)
+        self._refuse_bound(shown, target.steps)
+        return target
 
     def _refuse_bound(self, name: str, steps: tuple[FieldDescriptor, ...]) -> None:
         if self._body is not None and steps[0].name == self._body.name:
@@ -276,15 +238,18 @@ class Binder:
         message = self._parse(body, content_type)
         if self._mask is not None and body:
             self._set_mask(message, preset, body)
-        if preset:
-            violations = []
-            for target, value in preset:
-                try:
-                    target.set(message, value)
-                except Violation as violation:
-                    violations.append(violation)
-            if violations:
-                raise invalid(violations)
+        return self.fill(message, preset) if preset else message
+
+    def fill(self, message: Any, preset: Preset) -> Any:
+        """A request with what path and query set. Raises InvalidArgument, as `message` does."""
+        violations = []
+        for target, value in preset:
+            try:
+                target.set(message, value)
+            except Violation as violation:
+                violations.append(violation)
+        if violations:
+            raise invalid(violations)
         return message
 
     def _parser(self) -> Callable[[bytes, str], Any]:
@@ -364,6 +329,61 @@ class Binder:
         if any(target.steps[0].name == mask.name for target, _ in preset):
             return
         getattr(message, mask.name).paths.extend(_paths(json.loads(body), field.message_type, ""))
+
+
+def target_of(descriptor: Descriptor, name: str, codecs: Json, *, whole: bool = False) -> Target:
+    """What a name means that a query parameter or a part of a form has.
+
+    Args:
+        whole: it may be a message that is more than one value.
+
+    Raises:
+        Violation: there is no such field.
+    """
+    shown = name if len(name) <= 100 else f"{name[:97]}..."
+    holder: Descriptor | None = descriptor
+    steps: list[FieldDescriptor] = []
+    keys: dict[int, Any] = {}
+    told: list[str] = []
+    at = 0
+    while at < len(name):
+        token = _NAME.match(name, at)
+        field = None if token is None or holder is None else find_field(holder, token["name"])
+        if token is None or field is None or (steps and steps[-1].is_repeated and len(steps) - 1 not in keys):
+            raise Violation(shown, f"{descriptor.full_name} has no such field")
+        steps.append(field)
+        if len(steps) > DEEPEST:
+            raise Violation(shown, f"this is nested deeper than {DEEPEST} messages")
+        holder = field.message_type
+        told.append(field.name)
+        if token["key"] is not None:
+            if not is_map(field):
+                raise Violation(shown, f"{field.name} is no map")
+            keys[len(steps) - 1] = _key(field, token["key"], shown, codecs)
+            told[-1] += f"[{token['key']}]"
+            holder = field.message_type.fields_by_name["value"].message_type  # type: ignore[union-attr]  # a map
+        at = token.end()
+    if not steps or name.endswith("."):
+        raise Violation(shown, f"{descriptor.full_name} has no such field")
+    last: FieldDescriptor = steps[-1]
+    if is_map(last):
+        if len(steps) - 1 not in keys:
+            raise Violation(shown, f"a map is set by its keys: {shown}[key]=value")
+        last = last.message_type.fields_by_name["value"]  # type: ignore[union-attr]  # a map
+    convert = converter(last, codecs)
+    if convert is None and not whole:
+        inner: Any = last.message_type
+        raise Violation(shown, f"{inner.full_name} is more than one value; name its fields: {shown}.field=value")
+    return Target(".".join(told), tuple(steps), keys, convert)
+
+
+def _key(field: FieldDescriptor, text: str, shown: str, codecs: Json) -> Any:
+    convert = converter(field.message_type.fields_by_name["key"], codecs)  # type: ignore[union-attr]  # a map
+    assert convert is not None
+    try:
+        return convert(text)
+    except ValueError as error:
+        raise Violation(shown, str(error)) from None
 
 
 def _decoded(raw: bytes, name: str) -> str:

@@ -82,14 +82,18 @@ class Cors:
             said.append((b"access-control-allow-headers", self._allow_headers))
         return 204, said, b""
 
-    def check_socket(self, headers: Mapping[bytes, bytes]) -> None:
-        """Browsers do not ask before they open a WebSocket: raises PermissionDenied for pages that may not."""
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises PermissionDenied for pages that may not call, where browsers do not ask first, as for WebSockets."""
+        if self.is_foreign(headers):
+            raise foreign(headers[b"origin"])
+
+    def is_foreign(self, headers: Mapping[bytes, bytes]) -> bool:
+        """A page sends this that may not call, and is not from here."""
         origin = headers.get(b"origin")
         if origin is None or self.allows(origin):
-            return
+            return False
         own = headers.get(b"host", b"").lower()
-        if not own or origin.lower().partition(b"://")[2] != own:
-            raise foreign(origin)
+        return not own or origin.lower().partition(b"://")[2] != own
 
     def telling(self, scope: Scope, send: Send) -> Send:
         """A `send` that adds what a response is to say."""
@@ -101,6 +105,10 @@ class Cors:
             await send(message)
 
         return telling if said else send
+
+
+FOREIGN = "framework.foreign"
+"""Where a scope says that somebody has looked already whether it is a page that may call, and what came out."""
 
 
 def foreign(origin: bytes) -> PermissionDenied:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from framework.errors import PermissionDenied, RpcError
 from framework.http.admission import CLIENT
 from framework.http.app import Guard
-from framework.http.cors import Cors, respond
+from framework.http.cors import FOREIGN, Cors, respond
 from framework.http.exchange import Exchange, Receive, Scope, Send
 from framework.http.forwarded import Proxies
 from framework.http.rest import fail
@@ -70,7 +70,7 @@ class Front:
         if kind == "websocket":
             if origin is not None:  # looked at here, and no concern of the application's
                 try:
-                    self._cors.check_socket(dict(scope["headers"]))
+                    self._cors.check(dict(scope["headers"]))
                 except PermissionDenied as error:
                     await receive()
                     await _deny(send, error)
@@ -83,6 +83,8 @@ class Front:
             if said is not None:
                 await respond(send, *said)
                 return
+        if origin is not None:
+            scope[FOREIGN] = not self._cors.allows(origin) and self._cors.is_foreign(dict(scope["headers"]))
         cors = self._cors.headers(origin)
 
         async def sending(message: Any) -> None:

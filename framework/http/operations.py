@@ -16,6 +16,7 @@ from framework.http.binding import HTTP_BODY
 from framework.http.rules import STAR, STARS, TEXT_MESSAGES, Rule, find_field, is_map
 from framework.http.schemas import Schema, Schemas, behaviors, is_wrapper
 from framework.http.status import HTTP_STATUS
+from framework.http.uploads import FORM, is_bytes
 
 JSON, LINES, EVENTS, RAW = "application/json", "application/x-ndjson", "text/event-stream", "application/octet-stream"
 
@@ -279,6 +280,15 @@ class Operations:
             }
         else:
             shown["content"] = {JSON: {"schema": schema, **self.example(request, one, names, sent=True)}}
+        if one is not None and is_bytes(one):
+            shown["content"][RAW] = {}
+        elif held is not None and any(_is_file(each) for each in held.fields):
+            parts = {
+                self.schemas.name(each): _FILE if _is_file(each) else self.schemas.field(each)
+                for each in held.fields
+                if each.name not in names and not each.is_repeated and "OUTPUT_ONLY" not in behaviors(each)
+            }
+            shown["content"][FORM] = {"schema": {"type": "object", "properties": parts}}
         return shown
 
     # Replies
@@ -370,6 +380,14 @@ def _raw(rule: Rule) -> bool:
     one = find_field(request, rule.body) if rule.body not in ("", "*") else None
     held = request if rule.body == "*" else None if one is None else one.message_type
     return HTTP_BODY in (held.full_name if held is not None else "", rule.method.reply.DESCRIPTOR.full_name)
+
+
+_FILE = {"type": "string", "contentMediaType": RAW}
+
+
+def _is_file(one: FieldDescriptor) -> bool:
+    """Part of a form that a person would choose a file for."""
+    return is_bytes(one) or (one.message_type is not None and one.message_type.full_name == HTTP_BODY)
 
 
 def _lines(description: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from framework.call import Call, Handler
-from framework.errors import Cancelled, Internal, InvalidArgument, RpcError
+from framework.errors import Cancelled, Internal, RpcError
 from framework.http.binding import Binder, Preset, Violation, invalid
 from framework.http.exchange import Conduct, Exchange, Gone
 from framework.http.framing import Malformed, Splitter, TooLong, format_of
@@ -21,6 +21,7 @@ from framework.http.rules import Rule
 from framework.http.settings import HttpSettings
 from framework.http.status import HTTP_STATUS, Details, Headers, HttpError, retry_after, text
 from framework.http.success import precondition_failed, unchanged
+from framework.http.uploads import Uploads
 
 _JSON_TYPES = frozenset(("application/json", "text/json", ""))
 _LINE_TYPES = frozenset(("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"))
@@ -66,6 +67,7 @@ class RestRoute:
         self.incoming = incoming
         self.details = details
         self.binder = Binder(rule, codecs, settings.unknown_query)
+        self.uploads = Uploads(self.binder, codecs, settings)
         self.writer = Writer(rule, codecs)
         self._plain = frozenset(settings.reply_headers)
 
@@ -86,15 +88,18 @@ class RestRoute:
         requests: Requests | None = None
         request: Any
         if method.client_streaming:
-            if not self.binder.raw and not is_json(content_type, lines=True):
-                raise unsupported(content_type)
+            uploads = None if self.binder.raw or is_json(content_type, lines=True) else self.uploads
+            if uploads is not None:
+                uploads.check(exchange, content_type)
             exchange.content_encoding()  # refused before the call is made
-            request = requests = Requests(self.binder, preset, exchange)
+            request = requests = Requests(self.binder, preset, exchange, uploads)
         else:
             body = await exchange.body()
             if body and not self.binder.raw and not is_json(content_type, lines=False):
-                raise unsupported(content_type)
-            request = self.binder.message(preset, body, content_type.decode("latin-1"))
+                self.uploads.check(exchange, content_type)
+                request = self.uploads.message(preset, body, content_type.decode("latin-1"))
+            else:
+                request = self.binder.message(preset, body, content_type.decode("latin-1"))
             if self.rule.success is not None:
                 self.rule.success.demand(request, exchange.headers)
         call = exchange.call(method, request, self.incoming.metadata(exchange.scope), timeout)
@@ -182,10 +187,15 @@ class Requests:
         failure: what the body turned out to be, to be answered instead of what the call made of it.
     """
 
-    def __init__(self, binder: Binder, preset: Preset, exchange: Exchange) -> None:
+    def __init__(self, binder: Binder, preset: Preset, exchange: Exchange, uploads: Uploads | None) -> None:
         self.failure: HttpError | None = None
         self._upload = not binder.rule.method.server_streaming
-        self._messages = self._raw(binder, preset, exchange) if binder.raw else self._json(binder, preset, exchange)
+        if uploads is not None:
+            self._messages = uploads.messages(preset, exchange, exchange.parts(timed=self._upload))
+        elif binder.raw:
+            self._messages = self._raw(binder, preset, exchange)
+        else:
+            self._messages = self._json(binder, preset, exchange)
 
     def __aiter__(self) -> Requests:
         return self
@@ -216,13 +226,6 @@ class Requests:
         content_type = exchange.headers.get(b"content-type", b"").decode("latin-1")
         async for part in exchange.parts(timed=self._upload):
             yield binder.message(preset, part, content_type)
-
-
-def unsupported(content_type: bytes) -> HttpError:
-    """What is answered to a body of a type that is not read here."""
-    shown = content_type[:80].decode("latin-1")
-    error = InvalidArgument(f"content-type {shown!r} is not read here; send application/json in UTF-8")
-    return HttpError(415, error, [(b"accept", b"application/json")])
 
 
 async def fail(

@@ -61,7 +61,7 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
 
     try:
         headers = dict(scope["headers"])
-        app.cors.check_socket(headers)
+        app.cors.check(headers)
         found = _route(app, raw_path(scope))
         route = found.route
         assert route is not None
