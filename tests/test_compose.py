@@ -15,7 +15,7 @@ from framework.cli import _parser
 
 ROOT = Path(__file__).parents[1]
 CONTAINERS: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-SERVICES = sorted(set(CONTAINERS) - {"consul"})
+SERVICES = sorted(set(CONTAINERS) - {"consul", "gateway"})
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 
@@ -28,8 +28,8 @@ def command(name: str) -> tuple[str, dict[str, str]]:
 
 
 def test_every_example_service_has_its_container() -> None:
-    """The four services of the example system, and the Consul that they meet in."""
-    assert sorted(CONTAINERS) == ["catalog", "consul", "inventory", "orders", "payments"]
+    """The four services of the example system, the gateway before them, and the Consul that they meet in."""
+    assert sorted(CONTAINERS) == ["catalog", "consul", "gateway", "inventory", "orders", "payments"]
 
 
 @each_service
@@ -64,6 +64,19 @@ def test_addresses_agree(name: str) -> None:
     assert published.startswith("127.0.0.1:")
     assert published.endswith(f":{port}")
     assert CONTAINERS[name]["healthcheck"]["test"][-1] == f"127.0.0.1:{port}"
+
+
+def test_gateway() -> None:
+    """Its command is understood, it finds the services where they register, and it is asked whether it is ready."""
+    program, *arguments = shlex.split(CONTAINERS["gateway"]["command"])
+    options = _parser().parse_args(arguments)
+    assert (program, options.host, options.registry) == ("framework", "0.0.0.0", "consul://consul:8500")
+    assert CONTAINERS["gateway"]["ports"] == [f"127.0.0.1:8080:{options.port}"]
+    kind, python, flag, check = CONTAINERS["gateway"]["healthcheck"]["test"]
+    assert (kind, python, flag) == ("CMD", "python", "-c")
+    assert f"'http://127.0.0.1:{options.port}/readyz'" in check
+    compile(check, "healthcheck", "exec")
+    assert CONTAINERS["gateway"]["healthcheck"]["interval"] == CONTAINERS["orders"]["healthcheck"]["interval"]
 
 
 def test_published_ports_differ() -> None:
