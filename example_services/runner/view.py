@@ -111,7 +111,7 @@ def hints(fleet: Fleet, http: str) -> str:
 Look at it in a browser, http://{http}/docs, or over HTTP:
   curl http://{http}/v1/products/p-0001
   curl -sN -H 'accept: text/event-stream' 'http://{http}/v1/stock:watch?productIds=p-0001' | head -4
-  curl http://{http}/v1/orders --json '{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", \
+  curl -i http://{http}/v1/orders --json '{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", \
 "items": [{{"productId": "p-0001", "quantity": 1}}]}}'
 with grpcurl:
   {grpcurl} -plaintext {address} list
