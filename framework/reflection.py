@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import descriptor_pb2
+from google.protobuf.message import DecodeError
 
 from framework.client.stub import Channel, StreamReply
 from framework.errors import ConfigError, Unimplemented
@@ -56,7 +57,10 @@ class Reflection:
             if reply.HasField("error_response"):
                 raise ConfigError(f"it does not tell of {about}: {reply.error_response.error_message}")
             for raw in reply.file_descriptor_response.file_descriptor_proto:
-                file = File.FromString(raw)
+                try:
+                    file = File.FromString(raw)
+                except DecodeError:
+                    raise ConfigError(f"what it tells of {about} is no descriptor") from None
                 files.setdefault(file.name, file)
 
         for symbol in symbols:

@@ -257,6 +257,7 @@ class Service:
             command,
             lambda: self.serve(settings),
             shared,
+            server.http.port or 0,
         )
 
     def run(self, settings: Settings | None = None) -> None:

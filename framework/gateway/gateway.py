@@ -254,30 +254,33 @@ class Running:
     # Which services there are
 
     async def _discover(self) -> None:
-        web = self.settings.gateway
         trouble = ""
         while True:
+            for backend in self.backends.values():
+                backend.read()
             try:
-                names: set[str] | None = set(web.services) or set(await self._registry.names())
+                self._compare(set(self.settings.gateway.services) or set(await self._registry.names()))
+                trouble = ""
             except ConfigError as error:
-                names = None
                 if str(error) != trouble:
                     trouble = str(error)
                     log.warning("%s", trouble)
-            else:
-                trouble = ""
-                self._answered = self._answered or not web.services
-            if names is not None:
-                for name in sorted(names - set(self.backends)):
-                    self._add(name)
-            for backend in list(self.backends.values()):
-                backend.read()
-                if not web.services and self._is_gone(backend):
-                    log.info("%s is forgotten: it has had no instance for %g s", backend.name, web.linger)
-                    self._remove(backend)
-            if not self._generations():
-                self._changed.set()
-            await asyncio.sleep(web.refresh)
+            except Exception:
+                log.exception("the gateway could not look for services; it tries again")
+            await asyncio.sleep(self.settings.gateway.refresh)
+
+    def _compare(self, names: set[str]) -> None:
+        """Take over which services there are."""
+        web = self.settings.gateway
+        self._answered = self._answered or not web.services
+        for name in sorted(names - set(self.backends)):
+            self._add(name)
+        for backend in list(self.backends.values()):
+            if not web.services and self._is_gone(backend):
+                log.info("%s is forgotten: it has had no instance for %g s", backend.name, web.linger)
+                self._remove(backend)
+        if not self._generations():
+            self._changed.set()
 
     def _add(self, name: str) -> None:
         backend = Backend(name, self._registry, self._changed.set, self.settings.gateway.descriptors.get(name, ""))

@@ -244,10 +244,10 @@ class _Handlers(grpc.GenericRpcHandler):
         return self._handlers.get(details.method)
 
 
-def unusable(host: str, port: int) -> ConfigError:
+def unusable(host: str, port: int, option: str = "--port") -> ConfigError:
     """What to tell whoever wants to listen there."""
     return ConfigError(
-        f"port {port} on {host} is in use or may not be used. Choose another with --port, or 0 for any free one."
+        f"port {port} on {host} is in use or may not be used. Choose another with {option}, or 0 for any free one."
         if port
         else f"cannot listen on {host}: it is no address of this machine. Choose another with --host."
     )

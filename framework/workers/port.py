@@ -46,13 +46,14 @@ _NO_NEW_ONES = b"".join(
 """A classic BPF program that drops what opens a connection."""
 
 
-def reserve(host: str, port: int, exits: contextlib.ExitStack) -> int:
+def reserve(host: str, port: int, exits: contextlib.ExitStack, option: str = "--port") -> int:
     """Hold a port for workers to listen on until `exits` closes; returns its number.
 
     The sockets are bound and never listen, so they get no connections.
 
     Args:
         port: 0 for any free one.
+        option: what a person changes it with, for messages.
 
     Raises:
         ConfigError: it is in use, or there is no such address here, or this system cannot share a port.
@@ -77,7 +78,7 @@ def reserve(host: str, port: int, exits: contextlib.ExitStack) -> int:
         except OSError as error:
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 continue  # `localhost` means two addresses, and a machine may lack one
-            raise unusable(name, port) from None
+            raise unusable(name, port, option) from None
         bound = reserved.getsockname()[1]
     if not bound:
         raise unusable(name, 0)

@@ -24,6 +24,7 @@ def launch(
     command: Sequence[str],
     alone: Callable[[], Work],
     shared: Callable[[Worker], Work],
+    http_port: int = 0,
 ) -> None:
     """Serve until a signal.
 
@@ -35,6 +36,7 @@ def launch(
         command: what to run for each of them.
         alone: serves in this process, with no others.
         shared: serves as one of them.
+        http_port: where they serve HTTP beside it; 0 for nowhere.
 
     Raises:
         FrameworkError: it cannot start; the message says why and what to do.
@@ -47,7 +49,8 @@ def launch(
     elif len(command) == 1:
         raise FrameworkError(f"workers run the program of {name} again, and here is none; use `framework run`")
     else:
-        supervisor = Supervisor(name, where, workers, command, interactive=sys.stderr.isatty())
+        interactive = sys.stderr.isatty()
+        supervisor = Supervisor(name, where, workers, command, http_port=http_port, interactive=interactive)
         run_until_complete(supervisor.run())
 
 

@@ -52,6 +52,7 @@ class Supervisor:
         name: of what they serve, for messages.
         where: the host and the port to listen on.
         workers: how many there are; later the workers say what the settings are.
+        http_port: where they serve HTTP beside it; 0 for nowhere.
         command: what to run for each.
         interactive: a person waits at a terminal.
         rng: what spreads restarts.
@@ -64,6 +65,7 @@ class Supervisor:
         workers: int | Literal["auto"],
         command: Sequence[str],
         *,
+        http_port: int = 0,
         interactive: bool,
         rng: random.Random | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class Supervisor:
         self._rng = rng or random.Random()
         self._where = where
         self._workers = workers
+        self._http_port = http_port
         self._places: dict[int, Member] = {}
         self._everybody: set[Member] = set()  # with those that retire
         self._latest: Report | None = None
@@ -115,6 +118,8 @@ class Supervisor:
         handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with contextlib.ExitStack() as exits:
             self._where = (self._where[0], reserve(*self._where, exits))
+            if self._http_port:  # or it would be shared with whoever shares it already
+                reserve(self._where[0], self._http_port, exits, "--http")
             for number in handled:
                 loop.add_signal_handler(number, on_signal, number)
             try:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from tests.gateway.lab import Shop, Town, eventually
-from tests.workers.supervised import Supervised, supervised
+from tests.workers.supervised import Supervised, supervised, write
 
 APP = """\
 import os
@@ -28,6 +28,13 @@ async def authenticate(request):
 
 
 Gateway(authenticate=authenticate).run()
+"""
+
+SERVICE = """\
+from tests.gateway.lab import Shop
+from tests.gateway.lab import service as described
+
+service = described("echo", Shop())
 """
 
 
@@ -146,6 +153,48 @@ async def test_drain_of_all_workers(town: Town, tmp_path: Path) -> None:
 async def _fresh(url: str, path: str) -> httpx.Response:
     async with httpx.AsyncClient(base_url=url) as client:
         return await client.get(path)
+
+
+async def test_reload_of_a_service_with_http_beside_it(tmp_path: Path) -> None:
+    """No call over HTTP is lost either, on one connection after another."""
+    (tmp_path / "app.py").write_text(SERVICE)
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    async with supervised(tmp_path, f"--http={port}") as service:
+        await service.serves()
+        done = asyncio.Event()
+
+        async def load() -> int:
+            count = 0
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+                while not done.is_set():
+                    assert (await client.get("/v1/things/ball")).status_code == 200
+                    count += 1
+            return count
+
+        callers = [asyncio.create_task(load()) for _ in range(2)]
+        os.kill(service.pid, signal.SIGHUP)
+        await service.until("has reloaded: 2 workers")
+        done.set()
+        assert all(count > 3 for count in await asyncio.gather(*callers))
+        assert len(service.workers) == 4
+        assert await service.ended(signal.SIGTERM) == 0
+
+
+async def test_http_port_in_use(tmp_path: Path) -> None:
+    """It is another port, with another option, and nobody else's even if they would share it."""
+    write(tmp_path)
+    with contextlib.closing(socket.socket()) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with supervised(tmp_path, f"--http={port}") as service:
+            assert await service.ended() == 2
+    assert service.said == [
+        f"framework: port {port} on 127.0.0.1 is in use or may not be used. "
+        "Choose another with --http, or 0 for any free one."
+    ]
 
 
 async def test_port_in_use(tmp_path: Path) -> None:
