@@ -68,7 +68,7 @@ fuzz: $(READY) ## send broken requests of every protocol (N=100000, SEED=1)
 	@$(BIN)/python -m tests.http.fuzz $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED))
 
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
-	@$</bin/uv pip compile pyproject.toml --extra gateway --extra test --group dev --upgrade --universal --python-version 3.11 \
+	@$</bin/uv pip compile pyproject.toml --extra gateway --extra otel --extra test --group dev --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-config --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 $(TOOLS)/uv-$(UV):

@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, discovery, gateway, http, start, workers
+from bench import calls, discovery, gateway, http, start, telemetry, workers
 from bench.harness import Row
 
 BENCHES = {
@@ -24,6 +24,7 @@ BENCHES = {
     "http": http.http,
     "gateway": gateway.gateway,
     "start": start.start,
+    "telemetry": telemetry.telemetry,
     "workers": workers.workers,
 }
 RESULTS = Path(__file__).with_name("results.json")

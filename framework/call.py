@@ -179,6 +179,7 @@ class Call(Ending):
         fault: what the iterable of requests raised, if the call fails of that; set by the wire.
         criticality: how much it matters, None when nobody said so.
         identity: who the call is made for, where that was verified; None for somebody who is not known.
+        trace: the span of the call while it is traced, and what makes spans of its attempts; None when it is not.
         wire: what the serving wire keeps with the call; None on clients.
     """
 
@@ -200,6 +201,7 @@ class Call(Ending):
         "received",
         "request_id",
         "timeout",
+        "trace",
         "trailer",
         "wire",
     )
@@ -235,6 +237,7 @@ class Call(Ending):
         self.fault: BaseException | None = None
         self.criticality: Criticality | None = None
         self.identity: Identity | None = None
+        self.trace: Any = None
         self.wire = wire
 
     def get(self, key: str) -> str | bytes | None:

@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from framework.errors import ConfigError
+from framework.observation import TelemetrySettings
 from framework.parsing import (
     Table,
     duration,
@@ -181,6 +182,7 @@ class Settings:
         client: the client settings of every service not named in `clients`.
         clients: settings by service name, complete.
         gateway: what `framework gateway` does; it drains as `server` says.
+        telemetry: what the process tells of itself.
         source: where they were read from; None for settings made in code.
     """
 
@@ -189,6 +191,7 @@ class Settings:
     client: ClientSettings = ClientSettings()
     clients: Mapping[str, ClientSettings] = field(default_factory=lambda: MappingProxyType({}))
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     source: Source | None = field(default=None, compare=False, repr=False)
 
     def client_for(self, service: str) -> ClientSettings:
@@ -226,7 +229,7 @@ class Settings:
 
     @classmethod
     def _from_tables(cls, tables: Mapping[str, Any], variables: Sequence[_Variable]) -> Settings:
-        known = {"registry": None, "server": None, "client": None, "gateway": None}
+        known = {"registry": None, "server": None, "client": None, "gateway": None, "telemetry": None}
         for name in tables:
             if name not in known:
                 raise ConfigError(f"{name} is not a setting.{suggest(name, known)}")
@@ -248,6 +251,7 @@ class Settings:
                 for name, table in services.items()
             },
             gateway=over(GatewaySettings.parse(tables.get("gateway", {}), "gateway")),
+            telemetry=over(TelemetrySettings.parse(tables.get("telemetry", {}), "telemetry")),
         )
 
 
@@ -265,6 +269,7 @@ _PREFIXES: Mapping[str, type[Table]] = {
     "FRAMEWORK_SERVER_": ServerSettings,
     "FRAMEWORK_CLIENT_": ClientSettings,
     "FRAMEWORK_GATEWAY_": GatewaySettings,
+    "FRAMEWORK_TELEMETRY_": TelemetrySettings,
 }
 
 

@@ -71,7 +71,7 @@ def changes(old: Settings, new: Settings) -> list[Change]:
     found = []
     if old.registry != new.registry:
         found.append(Change("registry", old.registry, new.registry, restart=True))
-    for name in ("server", "gateway"):
+    for name in ("server", "gateway", "telemetry"):
         differ = _table(name, getattr(old, name), getattr(new, name))
         found += [dataclasses.replace(change, restart=True) for change in differ]
     found += _client("client", old.client, new.client, None)

@@ -33,6 +33,7 @@ from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
 from framework.server.servicer import Servicer
 from framework.signals import serve_until_signal
+from framework.telemetry.telemetry import telemetry_for
 from framework.workers import program
 from framework.workers.worker import Worker
 
@@ -138,9 +139,11 @@ class Service:
                     raise FrameworkError(
                         f"{self.name} serves nothing. Add a servicer: `service.add(Catalog(...))` in the lifespan"
                     )
+                pipeline.observed()  # its lifespan may have set up a way to
                 yield pipeline
         finally:
             self._pipeline = None
+            pipeline.close()
 
     @asynccontextmanager
     async def running(
@@ -165,12 +168,14 @@ class Service:
         settings = settings or self.settings or Settings.load()
         active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
         async with contextlib.AsyncExitStack() as exits:
+            await exits.enter_async_context(telemetry_for(settings.telemetry).running(self.name))
             exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
             pipeline = await exits.enter_async_context(self.assembled(settings))
             if registry is None and settings.registry != NO_REGISTRY and not shared:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)
-            server = Server(pipeline, settings.server, grpc_interceptors=self._grpc_interceptors, shared=shared)
+            user = (*pipeline.telemetry.grpc_server_interceptors(), *self._grpc_interceptors)
+            server = Server(pipeline, settings.server, grpc_interceptors=user, shared=shared)
             await server.start()
             exits.push_async_callback(server.stop)
             beside = await self._beside(server, settings.server, shared=shared)

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from framework.call import Call, Method, Outcome, Reply, current
+from framework.call import OK, Call, Method, Outcome, Reply, current
 from framework.client.backoff import NEVER, Backoff, pushback
 from framework.client.breaker import Treatment, treatment
 from framework.client.budget import RetryBudget
@@ -35,6 +36,8 @@ from framework.client.pool import Pool
 from framework.errors import Code, MessageTooLarge, RpcError
 from framework.percentile import Latencies
 from framework.policy import FAILURES, Policy
+from framework.telemetry.figures import Sample
+from framework.telemetry.names import ATTEMPTS
 
 if TYPE_CHECKING:
     from framework.client.hedging import Hedges
@@ -59,6 +62,9 @@ LATE = 0.005
 """Seconds before an attempt's deadline from which on it counts as passed: the server's clock may be first."""
 
 
+FIRST, RETRY, HEDGE = "first", "retry", "hedge"
+"""Kinds of attempts."""
+
 PREVIOUS_OF_GRPC = "grpc-previous-rpc-attempts"
 """The same from clients that are not ours."""
 
@@ -80,6 +86,29 @@ def _made_here(call: Call, error: BaseException | None) -> bool:
     if not isinstance(error, RpcError) or error.code is not Code.RESOURCE_EXHAUSTED:
         return False
     return not error.remote or isinstance(error, MessageTooLarge) or pushback(error.metadata) is not None
+
+
+class Counts:
+    """The attempts of one method that have ended.
+
+    Attributes:
+        first: first attempts that were answered with OK; counted on the path of every call.
+        others: all others, by kind and code.
+    """
+
+    __slots__ = ("__weakref__", "_labels", "first", "others")
+
+    def __init__(self, service: str, method: str) -> None:
+        self._labels = (("service", service), ("rpc.method", method))
+        self.first = 0
+        self.others: Counter[tuple[str, Code]] = Counter()
+
+    def figures(self) -> Iterable[Sample]:
+        """The counts."""
+        counts = Counter({(FIRST, Code.OK): self.first} if self.first else {})
+        counts.update(dict(self.others))
+        for (kind, code), count in counts.items():
+            yield ATTEMPTS, (*self._labels, ("kind", kind), ("rpc.response.status_code", code.name)), float(count)
 
 
 class Tries:
@@ -121,6 +150,7 @@ class Attempts:
         method, policy: what to call, and how.
         budget: of retries and hedges, shared by all methods of a channel.
         latencies: how long answers of this method take.
+        counts: of its attempts.
         rng: for jitter.
         bulkhead: one that counts calls of this method already.
 
@@ -139,12 +169,14 @@ class Attempts:
         latencies: Latencies,
         rng: random.Random,
         bulkhead: Bulkhead | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.pool = pool
         self.method = method
         self.policy = policy
         self.budget = budget
         self.latencies = latencies
+        self.counts = counts or Counts(pool.service, method.full_name)
         self.bulkhead = bulkhead or Bulkhead(policy.bulkhead)
         self.hedges: Hedges | None = None
         self.time: Callable[[], float] = self._find_clock
@@ -182,16 +214,20 @@ class Attempts:
             if self._timed:
                 tries = hedges.race(call) if hedges is not None and watched else Tries(call, endpoint)
                 self._limit(call, start)
+            span = None if call.trace is None else call.trace.attempt(call, endpoint.instance.address, FIRST)
             try:
                 reply = await (endpoint.handlers.get(self.method) or endpoint.bind(self.method))(call)
             except BaseException as error:
                 failure = error
             else:
                 self._answered(endpoint, permit, start)
+                self.counts.first += 1
+                if span is not None:
+                    span(OK)
                 return reply
             race = hedges.race(call) if hedges is not None and watched else None
             tries = race or tries or Tries(call, endpoint)
-            self._failed(call, tries, endpoint, permit, failure, start)
+            self._failed(call, tries, endpoint, permit, failure, start, FIRST, span)
             if not isinstance(failure, RpcError) or failure is call.fault:
                 raise failure
             if race is not None:
@@ -209,7 +245,7 @@ class Attempts:
         """Make a call, without a look at how many are out; of a stream of replies, until it begins."""
         tries = Tries(call)
         try:
-            return await self.attempt(call, tries)
+            return await self.attempt(call, tries, FIRST)
         except RpcError as error:
             if error is call.fault:
                 raise
@@ -236,7 +272,7 @@ class Attempts:
                 tries.another(call)
                 tried = len(tries.endpoints)
                 try:
-                    return await self.attempt(call, tries)
+                    return await self.attempt(call, tries, RETRY)
                 except RpcError as error:
                     if error is call.fault:
                         raise
@@ -246,8 +282,12 @@ class Attempts:
             call.deadline, call.inherited = tries.deadline, tries.inherited
             del failure  # it knows this frame, and this frame would know it
 
-    async def attempt(self, call: Call, tries: Tries) -> Reply:
-        """One attempt, on an endpoint that has not had the call yet while there is one."""
+    async def attempt(self, call: Call, tries: Tries, kind: str) -> Reply:
+        """One attempt, on an endpoint that has not had the call yet while there is one.
+
+        Args:
+            kind: FIRST, RETRY or HEDGE.
+        """
         pool = self.pool
         start = self.time()
         endpoint = pool.pick(start, tries.endpoints)
@@ -260,17 +300,23 @@ class Attempts:
             permit = pool.probe(endpoint, start)
         if self._timed:
             self._limit(call, start)
+        span = None if call.trace is None else call.trace.attempt(call, endpoint.instance.address, kind)
         try:
             reply = await endpoint.bind(self.method)(call)
         except BaseException as error:
-            self._failed(call, tries, endpoint, permit, error, start)
+            self._failed(call, tries, endpoint, permit, error, start, kind, span)
             raise
         if self.method.server_streaming:
             now = self.time()
             endpoint.observe(now, now - start)
-            reply.on_end(self._releasing(call, endpoint, permit, now - start))
+            reply.on_end(self._releasing(call, endpoint, permit, now - start, kind))
+            if span is not None:
+                reply.on_end(span)
         else:
             self._answered(endpoint, permit, start)
+            self.counts.others[kind, Code.OK] += 1
+            if span is not None:
+                span(OK)
         return reply
 
     def _limit(self, call: Call, start: float) -> None:
@@ -291,12 +337,15 @@ class Attempts:
         self.budget.deposit(now)
         self.latencies.record(now, seconds)
 
-    def _releasing(self, call: Call, endpoint: Endpoint, permit: int, latency: float) -> Callable[[Outcome], None]:
+    def _releasing(
+        self, call: Call, endpoint: Endpoint, permit: int, latency: float, kind: str
+    ) -> Callable[[Outcome], None]:
         """What is to be done when a stream ends: it may have died half way."""
         patience = PATIENCE if call.deadline is None else call.deadline - self.time() + latency
 
         def ended(outcome: Outcome) -> None:
             now = self.time()
+            self.counts.others[kind, outcome.code] += 1
             if outcome.code is Code.OK:
                 endpoint.succeeded(now, permit, latency)
                 self.budget.deposit(now)
@@ -311,7 +360,15 @@ class Attempts:
         return ended
 
     def _failed(
-        self, call: Call, tries: Tries, endpoint: Endpoint, permit: int, error: BaseException, start: float
+        self,
+        call: Call,
+        tries: Tries,
+        endpoint: Endpoint,
+        permit: int,
+        error: BaseException,
+        start: float,
+        kind: str,
+        span: Callable[[Outcome], None] | None,
     ) -> None:
         """An attempt has failed, or was given up: what that says about the endpoint."""
         now = self.time()
@@ -330,6 +387,9 @@ class Attempts:
             outcome = Outcome(Code.CANCELLED, error, remote=False)
         else:
             outcome = Outcome(Code.UNKNOWN, error, remote=False, sent=False)
+        self.counts.others[kind, outcome.code] += 1
+        if span is not None:
+            span(outcome)
         given_up = not outcome.remote and outcome.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED)
         usual = self.latencies.quantile(now, OVERDUE) if given_up else None
         overdue = usual is not None and seconds > usual

@@ -108,6 +108,7 @@ class Breaker:
         row: failures, and calls without an answer, since the last success.
         generation: another number in every state that it enters; the permit of a call that counts in this one.
         reason: why it opened last, for people.
+        entered: how often it has entered each state.
     """
 
     __slots__ = (
@@ -131,6 +132,7 @@ class Breaker:
         "_until",
         "_wanted",
         "closed",
+        "entered",
         "generation",
         "reason",
         "row",
@@ -138,6 +140,7 @@ class Breaker:
 
     def __init__(self, settings: BreakerSettings, rng: random.Random) -> None:
         self._random = rng.random
+        self.entered = dict.fromkeys(State, 0)
         self._state = _CLOSED
         self.generation = UNCOUNTED
         self.row = 0  # CLOSED: failures since the last success
@@ -151,6 +154,7 @@ class Breaker:
         self._permits = 0  # HALF_OPEN: probes that may begin
         self._wanted = 0  # HALF_OPEN: probes that must still succeed, begun or not
         self._enter(_CLOSED)
+        self.entered[_CLOSED] = 0  # it began there
 
     def configure(self, settings: BreakerSettings) -> None:
         """Go by other settings from now on: in the same state, with the counts of the window begun anew."""
@@ -167,6 +171,11 @@ class Breaker:
         """The state at `now` seconds."""
         if now >= self._give_up:
             self._open(self._give_up, f"no answer to a probe within {self._settings.probe_wait:g}s")
+        return self._state
+
+    @property
+    def latest(self) -> State:
+        """The state that the last call saw; looking does not change it, as `state` may."""
         return self._state
 
     def due(self) -> float:
@@ -265,6 +274,7 @@ class Breaker:
 
     def _enter(self, state: State) -> None:
         self._state = state
+        self.entered[state] += 1
         self.closed = state is _CLOSED
         self.generation += 1
         self._give_up = math.inf

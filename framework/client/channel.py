@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from framework.call import Call, Handler, Interceptor, Method, Reply, stack
-from framework.client.attempts import Attempts
+from framework.client.attempts import Attempts, Counts
 from framework.client.budget import RetryBudget
 from framework.client.bulkhead import Bulkhead
 from framework.client.fallback import Fallback, fallback, without_fallback
@@ -20,6 +20,8 @@ from framework.client.pool import Pool
 from framework.interceptors.inherit import inherit
 from framework.percentile import Latencies
 from framework.policy import ClientSettings, policy_of
+from framework.telemetry.telemetry import Telemetry
+from framework.telemetry.telemetry import telemetry as current_telemetry
 
 log = logging.getLogger("framework.client")
 
@@ -59,6 +61,7 @@ class ServiceChannel:
         fallbacks: by name of the method, what answers instead when a call has failed for good.
         release: what to close after the pool, such as a registry that was opened for this channel.
         rng: for jitter; given by tests.
+        telemetry: what watches the calls; default: that of the service that runs here, or of the process.
     """
 
     def __init__(
@@ -70,8 +73,13 @@ class ServiceChannel:
         *,
         fallbacks: Mapping[str, Fallback] | None = None,
         rng: random.Random | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.pool = pool
+        self._telemetry = telemetry or current_telemetry()
+        self._counts: dict[Method[Any, Any], Counts] = {}
+        if self._telemetry.settings.metrics:
+            self._telemetry.figures.add(pool)
         self.settings = settings
         self._interceptors = tuple(interceptors)
         self._fallbacks = dict(fallbacks or {})
@@ -88,16 +96,32 @@ class ServiceChannel:
         bound = self._bound.get(method)
         if bound is None:
             bound = self._bound[method] = Bound(self._stack(method))
-            bound.outer = stack(self._interceptors, method, bound.handler)
+            bound.outer = self._observed(method, stack(self._interceptors, method, bound.handler))
             if len(self._bound) == 1:
                 asyncio.get_running_loop().call_soon(self._doubt)  # when a client has bound all its methods
         return bound.outer
+
+    def _observed(self, method: Method[Any, Any], handler: Handler) -> Handler:
+        observe = self._telemetry.client(method, self.pool.service)
+        if observe is None:
+            return handler
+
+        def observed(call: Call) -> Awaitable[Reply]:
+            observe(call)
+            return handler(call)
+
+        return observed
 
     def _stack(self, method: Method[Any, Any]) -> Handler:
         policy = policy_of(method, self.settings)
         latencies = self._latencies.setdefault(method, Latencies())
         bulkhead = self._bulkheads.setdefault(method, Bulkhead(policy.bulkhead))
-        attempts = Attempts(self.pool, method, policy, self._budget, latencies, self._rng, bulkhead)
+        counts = self._counts.get(method)
+        if counts is None:
+            counts = self._counts[method] = Counts(self.pool.service, method.full_name)
+            if self._telemetry.settings.metrics:
+                self._telemetry.figures.add(counts)
+        attempts = Attempts(self.pool, method, policy, self._budget, latencies, self._rng, bulkhead, counts)
         if method.server_streaming:
             handler: Handler = attempts.stream
         else:
@@ -152,6 +176,9 @@ class ServiceChannel:
     async def close(self, grace: float | None = None) -> None:
         """Close every connection; calls in flight are cancelled. `grace` is grpc.aio's, and not waited for."""
         await self.pool.aclose()
+        self._telemetry.figures.leave(self.pool)
+        for counts in self._counts.values():
+            self._telemetry.figures.leave(counts)
         if self._release is not None:
             await self._release()
             self._release = None

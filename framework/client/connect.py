@@ -17,6 +17,7 @@ from framework.config import Settings, active
 from framework.discovery import Instance, Registry
 from framework.discovery.targets import open_registry, parse
 from framework.reload import follow
+from framework.telemetry.telemetry import telemetry
 
 network: ContextVar[Callable[..., Channel] | None] = ContextVar("framework.network", default=None)
 """Where names are looked up instead, in a service that is hosted on a network in memory."""
@@ -60,7 +61,8 @@ def connect(
         service = target
     own = settings.client_for(service)
     rng = random.Random()
-    user = tuple(grpc_interceptors)
+    watching = telemetry(settings.telemetry)
+    user = (*watching.grpc_client_interceptors(), *grpc_interceptors)
 
     def dial(instance: Instance) -> GrpcTransport:
         return GrpcTransport(
@@ -77,6 +79,6 @@ def connect(
             await release()
 
     pool = Pool(service, registry.watch(service), dial, own, where=str(registry), rng=rng)
-    channel = Channel(pool, own, interceptors, released, fallbacks=fallbacks, rng=rng)
+    channel = Channel(pool, own, interceptors, released, fallbacks=fallbacks, rng=rng, telemetry=watching)
     leave = follow(settings, service, channel)
     return channel

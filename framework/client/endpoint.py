@@ -65,6 +65,7 @@ class Endpoint:
         handlers: of the methods that were bound on it.
         pending: calls in flight.
         last_pick: when it was picked last, on the loop's clock in seconds.
+        picks: how often it was.
         retired: the registry does not have it any more.
     """
 
@@ -78,6 +79,7 @@ class Endpoint:
         "instance",
         "last_pick",
         "pending",
+        "picks",
         "retired",
         "transport",
     )
@@ -89,6 +91,7 @@ class Endpoint:
         self.host = Host()
         self.available = transport.ready
         self.pending = 0
+        self.picks = 0
         self.last_pick = 0.0
         self.retired = False
         self._ewma = 0.0
@@ -115,6 +118,7 @@ class Endpoint:
     def begin(self, now: float) -> int:
         """A call starts here: the permit to end it with, or 0 when its breaker is not closed and must be asked."""
         self.pending += 1
+        self.picks += 1
         self.last_pick = now
         breaker = self.breaker
         return breaker.generation if breaker.closed else 0

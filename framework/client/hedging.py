@@ -24,7 +24,7 @@ import math
 from typing import Any, cast
 
 from framework.call import OK, Call, Outcome, Reply
-from framework.client.attempts import MOST_REFUSALS, PREVIOUS, Attempts, Tries
+from framework.client.attempts import HEDGE, MOST_REFUSALS, PREVIOUS, RETRY, Attempts, Tries
 from framework.client.backoff import pushback
 from framework.client.endpoint import Endpoint
 from framework.errors import Code, RpcError
@@ -170,7 +170,7 @@ class Race(Tries):
         while self._elsewhere(call, error, tried):
             tried = len(self.endpoints)
             try:
-                return await self._owner.attempts.attempt(call, self)
+                return await self._owner.attempts.attempt(call, self, RETRY)
             except RpcError as failed:
                 error = failed
         self._first = False
@@ -212,6 +212,7 @@ class Race(Tries):
             request_id=call.request_id,
         )
         hedge.inherited = self.inherited
+        hedge.trace = call.trace
         hedge.attempt = self._begun
         # A copy: a hedge that fails asks in the context whether there may be another, and it cannot be entered twice.
         task = asyncio.get_running_loop().create_task(self._run(hedge), context=self._context.copy())
@@ -252,7 +253,7 @@ class Race(Tries):
         while True:
             tried = len(self.endpoints)
             try:
-                return await self._owner.attempts.attempt(hedge, self)
+                return await self._owner.attempts.attempt(hedge, self, HEDGE)
             except RpcError as error:
                 if not self._elsewhere(hedge, error, tried):
                     raise

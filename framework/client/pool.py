@@ -21,7 +21,8 @@ import contextvars
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from framework.call import Call
 from framework.client.balancer import BALANCERS
@@ -32,6 +33,16 @@ from framework.client.subset import Subset
 from framework.discovery import Instance, Snapshot, Watch
 from framework.errors import DeadlineExceeded, RpcError, Unavailable
 from framework.policy import ClientSettings
+from framework.telemetry.figures import Sample
+from framework.telemetry.names import (
+    BREAKER_CHANGES,
+    BREAKER_STATE,
+    CLIENT_IN_FLIGHT,
+    DISCOVERY_AGE,
+    DISCOVERY_UPDATES,
+    OTHER,
+    PICKS,
+)
 
 log = logging.getLogger("framework.client")
 
@@ -43,6 +54,11 @@ IMPATIENCE = 0.25
 
 SECOND_LOOKS = 3
 """Picks that may give an endpoint that was tried before the others are listed."""
+
+MOST_TOLD = 100
+"""Endpoints that figures tell apart."""
+
+_LEVELS = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 
 MANY = 32
 """Endpoints up to which it looks at all for that; of more it looks at as many, taken at random."""
@@ -117,6 +133,9 @@ class Pool:
         self._follower: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._updates = 0
+        self._gone_picks = 0  # of endpoints that are not there any more
+        self._gone_changes: Counter[State] = Counter()
 
     @property
     def closed(self) -> bool:
@@ -160,6 +179,7 @@ class Pool:
     def apply(self, snapshot: Snapshot) -> None:
         """Take over a complete set of instances; connections to those that stay are not touched."""
         self._snapshot = snapshot
+        self._updates += 1
         snapshot = self._subset.of(snapshot)
         for gone in self._by_id.keys() - snapshot.keys():
             self._retire(self._by_id.pop(gone))
@@ -284,7 +304,10 @@ class Pool:
             bag.discard(endpoint)
 
     def _close_soon(self, endpoint: Endpoint) -> None:
-        self._open.discard(endpoint)
+        if endpoint in self._open:
+            self._open.discard(endpoint)
+            self._gone_picks += endpoint.picks
+            self._gone_changes.update(endpoint.breaker.entered)
         task = asyncio.get_running_loop().create_task(endpoint.transport.aclose(), context=contextvars.Context())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -425,6 +448,31 @@ class Pool:
             self._close_soon(endpoint)
         await asyncio.gather(*self._closing, return_exceptions=True)
         self._notify()
+
+    def figures(self) -> Iterable[Sample]:
+        """What is counted of its endpoints; there may be thousands, of which a hundred are told apart."""
+        service = ("service", self.service)
+        changes = Counter(self._gone_changes)
+        in_flight, others = 0, self._gone_picks
+        known = list(self._open)  # at once: this may be asked on another thread
+        known.sort(key=lambda one: one.instance.address)
+        for number, endpoint in enumerate(known):
+            in_flight += endpoint.pending
+            changes.update(endpoint.breaker.entered)
+            if number >= MOST_TOLD:
+                others += endpoint.picks
+                continue
+            labels = (service, ("endpoint", endpoint.instance.address))
+            yield PICKS, labels, float(endpoint.picks)
+            if not endpoint.retired:
+                yield BREAKER_STATE, labels, _LEVELS[endpoint.breaker.latest]
+        if others:
+            yield PICKS, (service, ("endpoint", OTHER)), float(others)
+        yield CLIENT_IN_FLIGHT, (service,), float(in_flight)
+        for state in State:
+            yield BREAKER_CHANGES, (service, ("state", state.name.lower())), float(changes[state])
+        yield DISCOVERY_UPDATES, (service,), float(self._updates)
+        yield DISCOVERY_AGE, (service,), float(getattr(self._watch, "age", 0.0))
 
     def __repr__(self) -> str:
         return (

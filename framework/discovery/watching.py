@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from types import MappingProxyType
 from typing import Self
 
@@ -70,6 +71,7 @@ class PushedWatch:
         self.service = service
         self.registry = registry
         self.problem = ""
+        self._answered = time.monotonic()
         self._siblings = siblings
         self._newest: Snapshot | None = None
         self._given: Snapshot | None = None
@@ -83,6 +85,7 @@ class PushedWatch:
         if self.problem:
             log.info("%s answers again about %s", self.registry, self.service)
             self.problem = ""
+        self._answered = time.monotonic()
         self._newest = snapshot
         self._changed.set()
 
@@ -92,6 +95,11 @@ class PushedWatch:
             kept = f"keeping the last {len(self._newest)} instance(s)" if self._newest is not None else "none known yet"
             log.warning("%s: %s; %s of %s", self.registry, reason, kept, self.service)
         self.problem = f"{self.registry}: {reason}"
+
+    @property
+    def age(self) -> float:
+        """Seconds since the registry answered last; 0 while nothing is wrong with it."""
+        return time.monotonic() - self._answered if self.problem else 0.0
 
     def _start(self) -> None:
         """Begin to look; called once, by the first `__anext__`."""

@@ -36,6 +36,7 @@ from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
 from framework.reload import watch
 from framework.signals import serve_until_signal
+from framework.telemetry.telemetry import telemetry_for
 from framework.workers import program
 from framework.workers.worker import Worker
 
@@ -96,6 +97,7 @@ class Gateway:
         settings = settings or self.settings or Settings.load()
         active.set(settings)
         async with contextlib.AsyncExitStack() as exits:
+            await exits.enter_async_context(telemetry_for(settings.telemetry).running("gateway"))
             exits.callback(watch(settings))
             if registry is None:
                 registry = open_registry(settings.registry)

@@ -31,6 +31,9 @@ from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
 from framework.http.websocket import serve_websocket
 from framework.options import method_of
+from framework.telemetry.http import ROUTE, watched
+from framework.telemetry.telemetry import Telemetry
+from framework.telemetry.telemetry import telemetry as current_telemetry
 
 log = logging.getLogger("framework.http")
 
@@ -48,6 +51,7 @@ class HttpApp:
         guard: is asked before anything of a request is read but its head.
         live: the calls in flight; shared by applications that take over from each other.
         report: log rules that are never used, or match some of what others do.
+        telemetry: what watches the requests; default: that of the service that runs here, or of the process.
 
     Raises:
         RuleError: an annotation that cannot be served.
@@ -62,7 +66,9 @@ class HttpApp:
         guard: Guard | None = None,
         live: set[Conduct] | None = None,
         report: bool = True,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self._watched = watched(self._answer, telemetry or current_telemetry())
         services = tuple({service.full_name: service for service in services}.values())
         self.services = services
         self.settings = settings or HttpSettings()
@@ -97,6 +103,12 @@ class HttpApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of ASGI."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await self._watched(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
             telling = self.cors.telling(scope, send) if self.cors.needed else send
@@ -108,8 +120,6 @@ class HttpApp:
                 await self._serve(exchange)
         elif kind == "websocket":
             await serve_websocket(self, scope, receive, send)
-        elif kind == "lifespan":
-            await _lifespan(receive, send)
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
@@ -128,6 +138,8 @@ class HttpApp:
 
     async def _dispatch(self, exchange: Exchange) -> None:
         rpc = self.methods.get(exchange.path)
+        if rpc is not None:
+            exchange.scope[ROUTE] = exchange.path
         if rpc is None:
             if connect.is_rpc(exchange):
                 await exchange.respond(404, [], b"")
@@ -157,6 +169,8 @@ class HttpApp:
                 found = self.router.find("GET", path)
         except BadPath as error:
             raise InvalidArgument(str(error)) from None
+        if found.route is not None:
+            exchange.scope[ROUTE] = found.route.rule.template.text
         if self.guard is not None:
             await self.guard(exchange.scope, None if found.route is None else found.route.rule.method)
         if found.route is not None:

@@ -30,6 +30,7 @@ from framework.http.json import JsonError
 from framework.http.rest import RestRoute
 from framework.http.routes import BadPath, Found
 from framework.http.status import HTTP_STATUS, Headers, text
+from framework.telemetry.http import ROUTE
 
 if TYPE_CHECKING:
     from framework.http.app import HttpApp
@@ -65,6 +66,7 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
         found = _route(app, raw_path(scope))
         route = found.route
         assert route is not None
+        scope[ROUTE] = route.rule.template.text
         if app.guard is not None:
             await app.guard(scope, route.rule.method)
         preset = route.binder.preset(found.values, scope["query_string"])

@@ -96,6 +96,7 @@ class ServerCall(Call):
         self.fault = None
         self.criticality = None
         self.identity = None
+        self.trace = None
         self.wire = wire
         self.task: asyncio.Task[Any] | None = None
         self.expelled: RpcError | None = None

@@ -50,7 +50,8 @@ class Local:
         found = self._pipeline.find(method.path)
         if found is None:
             return _unimplemented
-        bound = dataclasses.replace(found, decode=_same, encode=_checked(found.method))
+        observe = self._pipeline.telemetry.server(found.method, inside=True)
+        bound = dataclasses.replace(found, decode=_same, encode=_checked(found.method), observe=observe)
         return _stream(self._pipeline, bound) if method.server_streaming else _unary(self._pipeline, bound)
 
 
@@ -120,6 +121,8 @@ def _unary(pipeline: Pipeline, bound: Bound) -> Handler:
             raise _given_up(serving, error) from error.__cause__
         finally:
             current.set(before)
+            if serving.trace is not None:
+                serving.trace.leave()
             call.header, call.trailer = serving.header, serving.trailer
         return reply.message
 
@@ -131,12 +134,16 @@ def _stream(pipeline: Pipeline, bound: Bound) -> Handler:
         serving = _serving(bound, call)
         before = current.get()
         try:
+            if bound.observe is not None:
+                bound.observe(serving)
             pipeline._begin(bound, serving)
             replies = await bound.handler(serving)
         except BaseException as error:
             raise _given_up(serving, pipeline._fail(serving, error)) from error
         finally:
             current.set(before)
+            if serving.trace is not None:
+                serving.trace.leave()
         serving.task = None  # until somebody reads, in whatever task that is
         call.header = serving.header
         return _Replies(pipeline, bound, call, serving, replies)
@@ -166,6 +173,8 @@ class _Replies(Stream[Any]):
         serving.task = asyncio.current_task()
         before = current.get()
         current.set(serving)  # a generator runs in the context of whoever asks it
+        if serving.trace is not None:
+            serving.trace.enter()
         try:
             reply: Any = self._bound.encode(await anext(self._replies))
         except StopAsyncIteration:
@@ -182,6 +191,8 @@ class _Replies(Stream[Any]):
         finally:
             current.set(before)
             serving.task = None
+            if serving.trace is not None:
+                serving.trace.leave()
         self._call.header = serving.header
         return reply.message
 

@@ -12,7 +12,7 @@ import math
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from framework.call import OK, Criticality, Handler, Interceptor, Metadata, Method, Outcome, current, stack
@@ -36,9 +36,14 @@ from framework.metadata import pairs
 from framework.parsing import suggest
 from framework.percentile import Latencies
 from framework.server.context import PUSHBACK, UNSET, ServerCall
-from framework.server.gate import Gate
+from framework.server.gate import Gate, arrival
 from framework.server.limiter import SHARES, Limiter
 from framework.server.servicer import Servicer, ServicerError, handler_of
+from framework.telemetry.figures import Histogram, Sample
+from framework.telemetry.names import OTHER, SERVER_DURATION, SERVER_IN_FLIGHT, SERVER_LIMIT, SERVER_QUEUE, SERVER_SHED
+from framework.telemetry.observer import Observer
+from framework.telemetry.telemetry import Telemetry
+from framework.telemetry.telemetry import telemetry as current_telemetry
 
 log = logging.getLogger("framework.server")
 
@@ -76,6 +81,7 @@ class Bound:
     Attributes:
         timeout: seconds that it may take, whatever its callers say; None is as long as they say.
         latencies: how long it takes, where its calls are limited; else None.
+        observe: what watches its calls; None when nobody wants to know.
     """
 
     method: Method[Any, Any]
@@ -84,6 +90,7 @@ class Bound:
     encode: Callable[[Any], bytes]
     timeout: float | None
     latencies: Latencies | None
+    observe: Observer | None
 
 
 class Pipeline:
@@ -93,6 +100,7 @@ class Pipeline:
         interceptors: around every handler, the first outermost.
         errors: exceptions of the user's own and what they become.
         settings: how many calls it works on at a time, and how long.
+        telemetry: what watches the calls; default: that of the service that runs here, or of the process.
     """
 
     def __init__(
@@ -100,7 +108,10 @@ class Pipeline:
         interceptors: Iterable[Interceptor] = (),
         errors: ErrorMap | None = None,
         settings: ServerSettings | None = None,
+        *,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self.telemetry = telemetry or current_telemetry()
         self._settings = settings or ServerSettings()
         self._max_message = self._settings.max_message
         self._interceptors = tuple(interceptors)
@@ -119,7 +130,12 @@ class Pipeline:
         self.limiter = Limiter(limits, random.Random()) if limits.maximum else None
         self.gate = Gate(self._clock, self._loop.call_soon)
         self._refused = [0] * len(Criticality)
+        self._shed = [0] * len(Criticality)
         self._told = -math.inf  # when the log last heard of refused calls
+        self._queue: Histogram | None = None
+        if self.telemetry.settings.metrics:
+            self._queue = self.telemetry.figures.histogram(SERVER_QUEUE, ())
+            self.telemetry.figures.add(self)
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -178,7 +194,33 @@ class Pipeline:
             encode or encoder(method.reply, method.full_name),
             self._timeout(method),
             Latencies(LATENCY_WINDOW) if self.limiter is not None and _is_limited(method) else None,
+            self.telemetry.server(method),
         )
+
+    def observed(self) -> None:
+        """Watch the calls of all methods added so far, by what there is to watch with now."""
+        for path, bound in self._bound.items():
+            self._bound[path] = replace(bound, observe=self.telemetry.server(bound.method))
+
+    def unknown(self) -> None:
+        """A call of a method that is not served was turned down."""
+        if self.telemetry.settings.metrics:
+            code = Code.UNIMPLEMENTED.name
+            said = (("rpc.response.status_code", code), ("error.type", code))
+            labels = (("rpc.system.name", "grpc"), ("rpc.method", OTHER), *said)
+            self.telemetry.figures.histogram(SERVER_DURATION, labels).record(0.0)
+
+    def figures(self) -> Iterable[Sample]:
+        """What is counted of the calls in flight."""
+        yield SERVER_IN_FLIGHT, (), float(len(self.calls))
+        if self.limiter is not None:
+            yield SERVER_LIMIT, (), float(self.limiter.limit)
+            for level, count in zip(Criticality, self._shed, strict=True):
+                yield SERVER_SHED, (("criticality", level.name),), float(count)
+
+    def close(self) -> None:
+        """Nothing is served any more."""
+        self.telemetry.figures.leave(self)
 
     def _timeout(self, method: Method[Any, Any]) -> float | None:
         own = self._settings.methods.get(method.name)
@@ -189,6 +231,8 @@ class Pipeline:
     async def answer(self, bound: Bound, call: ServerCall, raw: bytes | None) -> bytes:
         """Serve a call with one reply; `raw` is the request, or None when `call.request` is a stream of them."""
         # Written out in one: each function that a call passes through costs it something.
+        if bound.observe is not None:
+            bound.observe(call)
         clock, latencies = self._clock, bound.latencies
         limiter: Any = self.limiter  # not None where there are latencies
         start = 0.0
@@ -206,6 +250,8 @@ class Pipeline:
             if latencies is not None and self.gate.busy(start):
                 await self.gate.turn()
                 start = clock()
+            if self._queue is not None and latencies is not None and (arrived := arrival.get()):
+                self._queue.record(start - arrived[0])
             if call.deadline is not None:
                 left = call.deadline - self.time()
                 if left <= 0.0:  # it waited for so long that nobody waits for it
@@ -254,6 +300,7 @@ class Pipeline:
     def _refuse(self, limiter: Limiter, bound: Bound, call: ServerCall, level: Criticality) -> ResourceExhausted:
         call.pushback = round(limiter.pushback() * 1000)
         self._refused[level] += 1
+        self._shed[level] += 1
         now = self._clock()
         if now >= self._told + 1.0:
             counts = ", ".join(
@@ -275,6 +322,8 @@ class Pipeline:
         self, bound: Bound, call: ServerCall, raw: bytes | None, write: Callable[[bytes], Awaitable[None]]
     ) -> None:
         """Serve a call with a stream of replies, each handed to `write`, which raises Broken when the call is gone."""
+        if bound.observe is not None:
+            bound.observe(call)
         encode = bound.encode
         replies = None
         try:

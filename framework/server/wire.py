@@ -238,10 +238,14 @@ class _Handlers(grpc.GenericRpcHandler):
     def __init__(self, pipeline: Pipeline) -> None:
         self._handlers = {bound.method.path: method_handler(pipeline, bound) for bound in pipeline.methods}
         self._arrived = pipeline.gate.arrived
+        self._unknown = pipeline.unknown
 
     def service(self, details: Any) -> Any:
         self._arrived()
-        return self._handlers.get(details.method)
+        handler = self._handlers.get(details.method)
+        if handler is None:
+            self._unknown()
+        return handler
 
 
 def unusable(host: str, port: int, option: str = "--port") -> ConfigError:

@@ -23,6 +23,8 @@ from framework.discovery.watching import PushedWatch
 from framework.policy import ClientSettings
 from framework.server.pipeline import Pipeline
 from framework.service import Service
+from framework.telemetry.telemetry import Telemetry
+from framework.telemetry.telemetry import active as active_telemetry
 from framework.testing.memory import MemoryTransport
 from framework.testing.scripted import Scripted
 
@@ -52,6 +54,7 @@ class Hosted:
 
     async def _host(self) -> None:
         in_network.set(self.network.connect)  # so `connect("name")` in a lifespan stays on this network
+        active_telemetry.set(self.network.telemetry)
         try:
             async with self.service.assembled() as self.pipeline:
                 self._set(started=True)
@@ -97,10 +100,12 @@ class Network:
 
     Args:
         seed: of the randomness in balancing, so that a test does the same every time.
+        telemetry: what watches all calls, of clients and servers; default: that of whoever makes it.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, telemetry: Telemetry | None = None) -> None:
         self._seed = seed
+        self.telemetry = telemetry or active_telemetry.get()
         self._hosted: dict[str, Hosted] = {}
         self._count = 0
         self._watches: set[PushedWatch] = set()
@@ -134,7 +139,7 @@ class Network:
         watch = PushedWatch(service, "the network in memory", self._watches)
         watch.show(self._snapshot(service))
         pool = Pool(service, watch, self._dial, own, where=watch.registry, rng=rng)
-        channel = Channel(pool, own, interceptors, fallbacks=fallbacks, rng=rng)
+        channel = Channel(pool, own, interceptors, fallbacks=fallbacks, rng=rng, telemetry=self.telemetry)
         self._channels.append(channel)
         return channel
 

@@ -1,0 +1,99 @@
+"""What watches a call: one look when it begins and one when it ends, for its span, its figures and its line in the log.
+
+An observer is put together once per method, out of what is wanted; a side that nobody wants to know of has none.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from framework.call import Call, Outcome, current
+from framework.errors import Code
+from framework.loop import exact_clock
+from framework.telemetry.figures import Figures, Histogram, Instrument, Labels
+
+CARRIED = frozenset(("traceparent", "tracestate", "baggage"))
+"""Metadata that says which trace a call belongs to; what a process without tracing passes on as it came."""
+
+Observer: TypeAlias = Callable[[Call], None]
+"""Is shown a call that begins, in the task that makes or serves it."""
+
+Line: TypeAlias = Callable[[Call, Outcome, float], None]
+"""Is told of a call that has ended: how, and how many seconds it took. Must not raise."""
+
+
+class Trace(Protocol):
+    """The span of a call."""
+
+    def end(self, call: Call, outcome: Outcome) -> None:
+        """The call has ended."""
+
+
+Begin: TypeAlias = Callable[[Call], Trace | None]
+"""Begins the span of a call; None when it is not recorded."""
+
+
+class Durations:
+    """The histograms of one method on one side, by code.
+
+    Attributes:
+        failing: codes that count as errors there.
+    """
+
+    def __init__(self, figures: Figures, instrument: Instrument, labels: Labels, failing: frozenset[Code]) -> None:
+        self._figures = figures
+        self._instrument = instrument
+        self._labels = labels
+        self._failing = failing
+        self.by_code: list[Histogram | None] = [None] * len(Code)
+
+    def of(self, code: Code) -> Histogram:
+        """The one for a code."""
+        labels = (*self._labels, ("rpc.response.status_code", code.name))
+        if code in self._failing:
+            labels = (*labels, ("error.type", code.name))
+        found = self.by_code[code] = self._figures.histogram(self._instrument, labels)
+        return found
+
+
+def pass_on(call: Call) -> None:
+    """Let a call carry the trace of the call being served, as it came: this process has no tracing of its own."""
+    serving = current.get()
+    if serving is not None and serving.metadata:
+        carried = tuple(pair for pair in serving.metadata if pair[0] in CARRIED)
+        if carried and call.get("traceparent") is None:
+            call.metadata = (*call.metadata, *carried)
+
+
+def observer(begin: Begin | None, durations: Durations | None, line: Line | None) -> Observer | None:
+    """What watches the calls of one method, made of what is wanted."""
+    if begin is None and durations is None and line is None:
+        return None
+    clock: Callable[[], float] | None = None
+    by_code: list[Histogram | None] = [] if durations is None else durations.by_code
+
+    def start() -> float:
+        nonlocal clock
+        clock = exact_clock()  # once: asking for the running loop costs
+        return clock()
+
+    def observe(call: Call) -> None:
+        began = start() if clock is None else clock()
+        trace = None if begin is None else begin(call)
+
+        def ended(outcome: Outcome) -> None:
+            seconds = clock() - began  # type: ignore[misc]  # it is known since the call began
+            if durations is not None:
+                histogram = by_code[outcome.code] or durations.of(outcome.code)
+                histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+                histogram.sum += seconds
+            if trace is not None:
+                trace.end(call, outcome)
+            if line is not None:
+                line(call, outcome, seconds)
+
+        call.on_end(ended)
+
+    return observe
