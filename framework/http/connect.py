@@ -73,7 +73,7 @@ def speaks_connect(exchange: Exchange) -> bool:
     if exchange.http == "GET":
         return b"message=" in exchange.query and b"encoding=" in exchange.query
     kind = base_type(exchange.headers.get(b"content-type", b""))
-    return is_rpc(exchange) or (bool(kind) and not kind.endswith((b"json", b"jsonl", b"jsonlines")))
+    return is_rpc(exchange) or (bool(kind) and not kind.endswith((b"json", b"jsonl", b"jsonlines", b"/form-data")))
 
 
 def is_rpc(exchange: Exchange) -> bool:

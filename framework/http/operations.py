@@ -283,13 +283,16 @@ class Operations:
         if one is not None and is_bytes(one):
             shown["content"][RAW] = {}
         elif held is not None and any(_is_file(each) for each in held.fields):
-            parts = {
-                self.schemas.name(each): _FILE if _is_file(each) else self.schemas.field(each)
-                for each in held.fields
-                if each.name not in names and not each.is_repeated and "OUTPUT_ONLY" not in behaviors(each)
-            }
-            shown["content"][FORM] = {"schema": {"type": "object", "properties": parts}}
+            shown["content"][FORM] = {"schema": self.form(held, names)}
         return shown
+
+    def form(self, held: Descriptor, names: Iterable[str]) -> Schema:
+        """A message as a form, without some of its fields and those that OpenAPI cannot put in a form."""
+        shown = [each for each in held.fields if each.name not in names and _is_part(each)]
+        whole = self.schemas.object(held, {each.name for each in held.fields} - {each.name for each in shown})
+        parts = {self.schemas.name(each): _FILE if _is_file(each) else self.bare(each) for each in shown}
+        oneofs: Schema = {key: whole[key] for key in ("allOf", "x-oneofs") if key in whole}
+        return {"type": "object", "properties": parts, "additionalProperties": False, **oneofs}
 
     # Replies
 
@@ -388,6 +391,13 @@ _FILE = {"type": "string", "contentMediaType": RAW}
 def _is_file(one: FieldDescriptor) -> bool:
     """Part of a form that a person would choose a file for."""
     return is_bytes(one) or (one.message_type is not None and one.message_type.full_name == HTTP_BODY)
+
+
+def _is_part(one: FieldDescriptor) -> bool:
+    """OpenAPI can say how this field is part of a form."""
+    held: Any = one.message_type or one.enum_type
+    own = held is not None and held.full_name.startswith("google.protobuf.") and held.full_name not in TEXT_MESSAGES
+    return not (one.is_repeated or own or "OUTPUT_ONLY" in behaviors(one))
 
 
 def _lines(description: str) -> dict[str, Any]:

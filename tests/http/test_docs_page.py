@@ -114,7 +114,7 @@ async def test_a_method_is_found_read_and_called(visit: Visit) -> None:
     await visit.page.get_by_label("source", exact=True).select_option(label="supplier")
     await visit.fill("supplier", "4")
     await visit.page.keyboard.press("Control+Enter")
-    await visit.status("200 OK")
+    await visit.status("201 Created")
     body = '{"title":"The Daily","kind":"MAGAZINE","price":{"currency":"EUR","minorUnits":"9007199254740993"},'
     body += '"tags":["new"],"stock":{"front":3},"supplier":4}'
     assert await visit.answer() == {"name": "racks/it's 7%/items/1", **json.loads(body)}
@@ -157,6 +157,20 @@ async def test_headers_and_authentication_reach_the_service(visit: Visit) -> Non
     assert visit.site.kiosk.metadata["authorization"] == "Bearer secret"
     assert visit.site.kiosk.metadata["x-tenant"] == "acme"
     assert "-H 'authorization: Bearer secret' -H 'x-tenant: acme'" in await visit.command("curl")
+
+
+async def test_a_header_that_is_a_parameter(visit: Visit) -> None:
+    """It has its place in the form, and is sent; the entity tag of an answer makes the next one empty."""
+    await visit.method("Kiosk_GetItem_2")
+    await visit.fill("name", "one")
+    async with visit.page.expect_response("**/v1/items/one") as first:
+        await visit.press("Call")
+    tag = (await first.value).headers["etag"]
+    await visit.fill("If-None-Match", tag)
+    async with visit.page.expect_response("**/v1/items/one") as again:
+        await visit.press("Call")
+    assert (await again.value).status == 304
+    assert f"-H 'if-none-match: {tag}'" in await visit.command("curl")
 
 
 async def test_a_stream_is_shown_as_it_comes_and_stopped(visit: Visit) -> None:

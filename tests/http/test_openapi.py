@@ -162,7 +162,7 @@ def test_query_parameters() -> None:
     assert found["query filter.sold"]["schema"] == {"type": "boolean"}
     assert list(parameters("patch", "/v1/racks/{rack}/items/{item}")) == ["path rack", "path item", "query updateMask"]
     assert list(parameters("post", "/v1/racks/{rack}:chat")) == ["path rack"]
-    assert list(parameters("get", "/v1/items/{name}")) == ["path name", "query readMask"]
+    assert list(parameters("get", "/v1/items/{name}")) == ["path name", "query readMask", "header If-None-Match"]
 
 
 def test_path_parameters() -> None:

@@ -7,7 +7,8 @@ class MethodView {
     Object.assign(this, { page, one, forms: page.forms, api: page.api });
     const { operation, grpc } = one;
     this.content = operation.requestBody?.content || {};
-    this.replies = operation.responses?.["200"]?.content || {};
+    this.success = Object.keys(operation.responses || {}).find((status) => status.startsWith("2"));
+    this.replies = operation.responses?.[this.success]?.content || {};
     this.raw = this.content["application/octet-stream"] && !this.content["application/json"];
     this.items = this.content["application/x-ndjson"]?.["x-itemSchema"];  // of a stream of requests
     this.schema = this.items || this.content["application/json"]?.schema;
@@ -185,7 +186,9 @@ class MethodView {
     const proofs = this.proofs();
     const path = withQuery(filled(one.path, values, one.parameters, missing), [...queryOf(one.parameters, values), ...proofs.query]);
     const messages = (this.messages || []).map((message) => message.get()).filter((value) => this.items || value !== undefined);
-    const headers = [...proofs.headers, ...this.headers.rows.map((row) => row.get()).filter(([name]) => name)];
+    const told = one.parameters.filter((parameter) => parameter.in === "header" && values[parameter.name] !== undefined)
+      .map((parameter) => [parameter.name.toLowerCase(), String(values[parameter.name])]);
+    const headers = [...proofs.headers, ...told, ...this.headers.rows.map((row) => row.get()).filter(([name]) => name)];
     const streaming = Boolean(one.grpc.serverStreaming);
     const accept = this.live ? "application/x-ndjson" : this.transport.select.value;
     if (streaming && accept) headers.unshift(["accept", accept]);
@@ -294,7 +297,7 @@ class MethodView {
   docs() {
     const { operation } = this.one;
     const reply = this.replies["application/x-ndjson"]?.["x-itemSchema"] || this.replies["application/json"]?.schema;
-    const errors = Object.entries(operation.responses || {}).filter(([status]) => status !== "200");
+    const errors = Object.entries(operation.responses || {}).filter(([status]) => !/^[23]/.test(status));
     return element("section", { class: "panel", "aria-label": "Reply" },
       element("h3", {}, "Reply ", element("span", { class: "type" }, reply ? this.forms.typeName(reply) : Object.keys(this.replies)[0] || "")),
       reply ? this.forms.tree(reply) : "",
