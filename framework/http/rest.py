@@ -113,7 +113,7 @@ class RestRoute:
             if requests is not None and requests.failure is not None and not exchange.started:
                 raise requests.failure from error
             error.metadata = error.metadata or call.trailer
-            if not exchange.started and precondition_failed(error, exchange.headers):
+            if not exchange.started and precondition_failed(error, exchange.http, exchange.headers):
                 raise HttpError(412, error) from error
             raise
 
@@ -130,7 +130,9 @@ class RestRoute:
         status, pack = 200, not self.writer.raw or headers[0][1].startswith(b"text/")
         if self.rule.success is not None:
             status = self.rule.success.status
-            headers += self.rule.success.headers(reply, body, exchange.scope.get("root_path", ""))
+            there = {name for name, _ in headers}  # what the handler says itself counts
+            said = self.rule.success.headers(reply, body, exchange.scope.get("root_path", ""))
+            headers += [pair for pair in said if pair[0] not in there]
         if b"if-none-match" in exchange.headers and unchanged(exchange.http, exchange.headers, headers):
             status = 304
         if status in (204, 304):

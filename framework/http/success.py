@@ -128,13 +128,16 @@ def unchanged(http: str, asked: Mapping[bytes, bytes], headers: Headers) -> bool
     return wanted.strip() == b"*" or tag.decode("latin-1").removeprefix("W/").strip('"') in found
 
 
-def precondition_failed(error: RpcError, headers: Mapping[bytes, bytes]) -> bool:
+_UNMET = (Code.ABORTED, Code.FAILED_PRECONDITION)
+
+
+def precondition_failed(error: RpcError, http: str, headers: Mapping[bytes, bytes]) -> bool:
     """A call failed because of what its client demanded in a header, which the service has compared."""
     if b"if-match" in headers:
-        return error.code in (Code.ABORTED, Code.FAILED_PRECONDITION)
-    return b"if-none-match" in headers and error.code in (
-        *(Code.ABORTED, Code.FAILED_PRECONDITION, Code.ALREADY_EXISTS),
-    )
+        return error.code in _UNMET
+    if http in ("GET", "HEAD"):
+        return False
+    return b"if-none-match" in headers and (error.code in _UNMET or error.code is Code.ALREADY_EXISTS)
 
 
 def _fields(descriptor: Descriptor, path: list[str] | tuple[str, ...], what: str) -> Fields:

@@ -166,6 +166,18 @@ async def test_a_tag_in_metadata() -> None:
     assert (response.status, response.headers["etag"]) == (304, '"mine"')
 
 
+async def test_a_handler_knows_better() -> None:
+    """What it sends itself is not said twice."""
+
+    def answer(call: Call) -> Any:
+        call.header = (("location", "/elsewhere"), ("etag", '"mine"'))
+        return call.request
+
+    body = '{"id": "a", "meta": {"version": "7"}}'
+    response = await ask(application(answer), "POST /v1/notes", body)
+    assert (response.headers["location"], response.headers["etag"]) == ("/elsewhere", '"mine"')
+
+
 async def test_a_change_of_what_was_seen() -> None:
     """If-Match sets a field, and is metadata as well."""
     calls: list[Call] = []
@@ -215,6 +227,12 @@ async def test_what_has_changed_meanwhile(header: str, error: RpcError, status: 
     """The service compares; its refusal of a conditional request is 412, with the code that it said."""
     response = await ask(failing(error), "PUT /v1/notes/a", "{}", **{header: '"7"'})
     assert (response.status, response.json["code"]) == (status, Code(error.code).value)
+
+
+async def test_a_get_that_fails() -> None:
+    """A GET that names what it has demands nothing."""
+    response = await ask(failing(FailedPrecondition("not now")), "GET /v1/notes/a", if_none_match='"7"')
+    assert response.status == 400
 
 
 async def test_mounted_below_a_path() -> None:
