@@ -28,9 +28,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: $(READY) ## start the example system (ONCE=1 ends by itself, REGISTRY=consul://127.0.0.1:8500, PORT=8080)
+run: $(READY) ## start the example system (ONCE=1 ends by itself, REGISTRY=consul://127.0.0.1:8500, PORT=8080, TLS=1)
 	@$(BIN)/python -m example_services $(if $(ONCE),--once) $(if $(REGISTRY),--registry $(REGISTRY)) \
-	  $(if $(PORT),--port $(PORT))
+	  $(if $(PORT),--port $(PORT)) $(if $(TLS),--tls)
 
 test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for some)
 	@$(BIN)/python -m pytest -n auto $(or $(T),tests)
@@ -68,7 +68,7 @@ fuzz: $(READY) ## send broken requests of every protocol (N=100000, SEED=1)
 	@$(BIN)/python -m tests.http.fuzz $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED))
 
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
-	@$</bin/uv pip compile pyproject.toml --extra gateway --extra otel --extra test --group dev --upgrade --universal --python-version 3.11 \
+	@$</bin/uv pip compile pyproject.toml --extra gateway --extra otel --extra security --extra test --group dev --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-config --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 $(TOOLS)/uv-$(UV):

@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, discovery, gateway, http, start, telemetry, workers
+from bench import calls, discovery, gateway, http, start, telemetry, tls, workers
 from bench.harness import Row
 
 BENCHES = {
@@ -26,6 +26,7 @@ BENCHES = {
     "start": start.start,
     "telemetry": telemetry.telemetry,
     "workers": workers.workers,
+    "tls": tls.tls,
 }
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -29,10 +29,10 @@ Block = Callable[[], Coroutine[Any, Any, None]]
 
 
 @contextlib.asynccontextmanager
-async def process(kind: str, module: str = "bench.echo") -> AsyncIterator[str]:
+async def process(*arguments: str, module: str = "bench.echo") -> AsyncIterator[str]:
     """`bench.echo`, or another module, as a process; gives its address."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, kind, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", module, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout is not None
     assert child.stdin is not None

@@ -1,6 +1,6 @@
 """The service of the benchmarks, as our servicer and as a bare grpc.aio one; run as a process of its own.
 
-python -m bench.echo ours|bare
+python -m bench.echo ours|bare [FOLDER]      with the certificates in a folder, as `framework certs` makes them
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue, Int64Value
 
 from framework import Context, Drain, Method, ServerSettings, Service, Servicer, Settings
 from framework.call import Idempotency
+from framework.tls import ServerTls
 
 SERVICE = "bench.Echo"
 UNARY = Method(SERVICE, "Unary", BytesValue, BytesValue)
@@ -71,10 +72,11 @@ def bare_handlers() -> grpc.GenericRpcHandler:
     )
 
 
-async def serve(kind: str) -> None:
+async def serve(kind: str, folder: str = "") -> None:
     """Serve on a free port, print it, and stop when standard input ends."""
     if kind == "ours":
-        settings = Settings(registry="none", server=ServerSettings(drain=Drain(0, 0.1, 0.1)))
+        tls = ServerTls(*(f"{folder}/{name}" for name in ("echo.pem", "echo.key", "ca.pem"))) if folder else ServerTls()
+        settings = Settings(registry="none", server=ServerSettings(drain=Drain(0, 0.1, 0.1), tls=tls))
         async with Service("echo", servicers=[Echo()]).running(settings) as server:
             print(server.port, flush=True)
             await asyncio.to_thread(sys.stdin.read)
@@ -90,4 +92,4 @@ async def serve(kind: str) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(sys.argv[1]))
+        runner.run(serve(*sys.argv[1:]))

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from example_services.runner.certificates import Certificates, settings_of
 from example_services.runner.customers import Customers, Tally
-from example_services.runner.fleet import Fleet
+from example_services.runner.fleet import SERVICES, Fleet
 from example_services.runner.shopfront import buy_over_http, shopfront
 from example_services.runner.view import View
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
@@ -38,16 +39,17 @@ def main() -> int:
     parser.add_argument(
         "--port", type=int, metavar="PORT", help=f"for HTTP (default {PORT}; with --once any free one, as 0 always is)"
     )
+    parser.add_argument("--tls", action="store_true", help="with mTLS between all of them, and HTTPS for customers")
     args = parser.parse_args()
     port = args.port if args.port is not None else 0 if args.once else PORT
     try:
-        return asyncio.run(run(args.registry, port, once=args.once))
+        return asyncio.run(run(args.registry, port, once=args.once, tls=args.tls))
     except FrameworkError as error:
         print(f"example_services: {error}", file=sys.stderr)
         return 1
 
 
-async def run(registry: str | None, port: int, *, once: bool) -> int:
+async def run(registry: str | None, port: int, *, once: bool, tls: bool = False) -> int:
     """Start the shop, let customers buy, end it; returns the exit code. Ctrl-C ends it, a second one at once."""
     task = asyncio.current_task()
     assert task is not None
@@ -57,32 +59,34 @@ async def run(registry: str | None, port: int, *, once: bool) -> int:
     try:
         with TemporaryDirectory(prefix="shop-") as directory:
             registry = registry or f"sqlite:///{directory}/registry.db"
+            certificates = Certificates.make(Path(directory), tuple(SERVICES)) if tls else None
+            settings = settings_of(certificates)
             async with (
-                Fleet.start(Path(directory), registry, view.say) as fleet,
-                shopfront(port, fleet.registry) as address,
+                Fleet.start(Path(directory), registry, view.say, certificates) as fleet,
+                shopfront(port, fleet.registry, certificates) as url,
             ):
                 await fleet.until_serving()
                 async with (
-                    connect("orders", registry=fleet.registry) as orders,
-                    connect("inventory", registry=fleet.registry) as inventory,
-                    view.showing(fleet, tally, address),
+                    connect("orders", settings=settings, registry=fleet.registry) as orders,
+                    connect("inventory", settings=settings, registry=fleet.registry) as inventory,
+                    view.showing(fleet, tally, url),
                 ):
                     customers = Customers(OrdersClient(orders), InventoryClient(inventory), tally, view.say)
-                    await fleet.during(buy_once(customers, address, view) if once else buy(customers, view))
+                    await fleet.during(buy_once(customers, url, certificates, view) if once else buy(customers, view))
     except asyncio.CancelledError:
         task.uncancel()
     view.say(str(tally))
     return 1 if tally.failed else 0
 
 
-async def buy_once(customers: Customers, address: str, view: View) -> None:
+async def buy_once(customers: Customers, url: str, certificates: Certificates | None, view: View) -> None:
     """Place orders, one of them over HTTP, and use each kind of stream."""
     await customers.buy_many(ORDERS - 2, AT_ONCE)
     basket = await customers.fill_basket()
     items = [OrderItem(product_id=line.product_id, quantity=line.quantity) for line in basket.lines]
     if order := await customers.place(items, basket.total):
         await customers.follow(order)
-    await buy_over_http(address, customers.tally, view.say)
+    await buy_over_http(url, certificates, customers.tally, view.say)
     await customers.fill_warehouse()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from framework.certificates import TlsFiles
 from framework.config import ServerSettings
 from framework.errors import ConfigError
 from framework.http.admission import Admission
@@ -23,6 +24,7 @@ from framework.http.settings import HttpSettings
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
 from framework.server.server import Server
+from framework.tls import refuse_plain_text
 
 log = logging.getLogger("framework.http")
 
@@ -57,7 +59,26 @@ def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: 
     docs = docs_pages(lambda: app.services, name, app.settings)
     front = Front(app, web, health_pages(unready), docs, app.guard)
     age = settings.connection_age if shared else None
-    return HttpServer(front, settings.host, web.port or 0, web.limits, live, option="--http", connection_age=age)
+    return HttpServer(
+        front, settings.host, web.port or 0, web.limits, live,
+        option="--http", connection_age=age, tls=tls_beside(settings),
+    )  # fmt: skip
+
+
+def tls_beside(settings: ServerSettings) -> TlsFiles | None:
+    """Certificates for HTTP: its own, or those of gRPC unless plain text is asked for.
+
+    Raises:
+        ConfigError: they cannot be used, or plain text would be served beyond this machine.
+    """
+    web = settings.http
+    if web.tls:
+        return TlsFiles(web.tls, "server.http.tls")
+    if settings.tls and not web.plaintext:
+        return TlsFiles(settings.tls, "server.tls")
+    if not (web.plaintext or settings.plaintext):
+        refuse_plain_text("HTTP", settings.host, "server.http")
+    return None
 
 
 def _described(pipeline: Pipeline) -> Iterator[ServiceDescriptor]:

@@ -30,6 +30,7 @@ from framework.errors import ConfigError
 from framework.observation import TelemetrySettings
 from framework.parsing import (
     Table,
+    boolean,
     duration,
     duration_or_ever,
     integer,
@@ -46,6 +47,7 @@ from framework.parsing import (
     workers,
 )
 from framework.policy import NO_LIMITER, ClientSettings, KeepaliveSettings, LimiterSettings
+from framework.tls import NO_TLS, ServerTls
 from framework.web import GatewaySettings, WebSettings
 
 
@@ -106,6 +108,8 @@ class ServerSettings(Table):
         connection_age: seconds after which a client of one of several workers is told to connect anew, so that every
             worker gets its share, and one that leaves loses no call.
         http: HTTP beside gRPC, on the same host; without a port there is none.
+        tls: certificates; without any, plain text is served.
+        plaintext: plain text may be served beyond this machine, over gRPC and HTTP.
         methods: what differs for single methods, by name.
     """
 
@@ -122,6 +126,8 @@ class ServerSettings(Table):
     workers: int | Literal["auto"] = setting(1, workers)
     connection_age: float = setting(30.0, _age)
     http: WebSettings = table(WebSettings(), WebSettings)
+    tls: ServerTls = table(ServerTls(), ServerTls, off=NO_TLS)
+    plaintext: bool = setting(False, boolean)
     methods: Mapping[str, ServerMethodSettings] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -197,6 +203,20 @@ class Settings:
     def client_for(self, service: str) -> ClientSettings:
         """The settings of clients of a service."""
         return self.clients.get(service, self.client)
+
+    def in_plaintext(self) -> Settings:
+        """The same, with plain text allowed beyond this machine on every side."""
+
+        def allowed(settings: Any) -> Any:
+            return dataclasses.replace(settings, plaintext=True)
+
+        return dataclasses.replace(
+            self,
+            server=allowed(self.server),
+            client=allowed(self.client),
+            clients=MappingProxyType({name: allowed(client) for name, client in self.clients.items()}),
+            gateway=allowed(self.gateway),
+        )
 
     @classmethod
     def load(cls, path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

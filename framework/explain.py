@@ -52,7 +52,10 @@ class Explanation:
 OWN = ("timeout", "attempt_timeout", "idle", "idempotent", "retry", "hedge", "bulkhead", "breaker", "criticality")
 """Settings of a method, in the order in which they are shown."""
 
-SHARED = ("retry_budget", "breaker", "outlier", "balancer", "subset", "connect_timeout", "keepalive", "max_message")
+SHARED = (
+    *("retry_budget", "breaker", "outlier", "balancer", "subset", "connect_timeout", "keepalive", "max_message"),
+    *("tls", "plaintext"),
+)
 """Settings of a service that its methods cannot have for themselves."""
 
 

@@ -319,7 +319,7 @@ def shown(f: dataclasses.Field[Any], value: Any) -> str:
         return ", ".join(code.name for code in sorted(value)) or NONE
     if isinstance(value, float):
         return seconds(value) if _is_time(f.metadata["parse"]) else f"{value:g}"
-    return str(value)
+    return str(value) or '""'
 
 
 def seconds(value: float) -> str:

@@ -37,6 +37,7 @@ from framework.parsing import (
     split_methods,
     table,
 )
+from framework.tls import NO_CLIENT_TLS, ClientTls
 
 BalancerName = Literal["peak_ewma", "least_loaded", "round_robin", "weighted"]
 
@@ -317,6 +318,9 @@ class ClientSettings(Table):
         connect_timeout: seconds an attempt to connect may take.
         keepalive: how a dead connection is found out.
         max_message: bytes a message may have, in and out.
+        tls: whom to trust, and what to show to servers that ask; without it, plain text is spoken.
+        plaintext: instances beyond this machine may be called in plain text; with `tls`, those that do not say that
+            they speak TLS.
         methods: what differs for single methods, by name.
     """
 
@@ -334,6 +338,8 @@ class ClientSettings(Table):
     connect_timeout: float = setting(2.0, duration)
     keepalive: KeepaliveSettings = table(KeepaliveSettings(), KeepaliveSettings)
     max_message: int = setting(4 << 20, integer(1024, 2**31 - 1))
+    tls: ClientTls = table(ClientTls(), ClientTls, off=NO_CLIENT_TLS)
+    plaintext: bool = setting(False, boolean)
     methods: Mapping[str, MethodSettings] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod

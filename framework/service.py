@@ -214,7 +214,7 @@ class Service:
         await beside.start()
         server.beside = beside
         if not shared:
-            log.info("%s serves HTTP on http://%s", self.name, beside.address)
+            log.info("%s serves HTTP on %s", self.name, beside.url)
         return beside
 
     def _instance(self, settings: ServerSettings, port: int) -> Instance:
@@ -222,6 +222,7 @@ class Service:
             id=f"{self.name}-{uuid.uuid4().hex[:12]}",
             service=self.name,
             address=_advertised(settings, port),
+            protocol=settings.tls.protocol,
             **self._described,
         )
 

@@ -35,6 +35,7 @@ from framework.parsing import (
     text,
     workers,
 )
+from framework.tls import NO_TLS, ServerTls
 
 NO_RATE_LIMIT = {"rate": 0}
 """What `"off"` means."""
@@ -182,6 +183,8 @@ class WebSettings(Table):
         rate_limits: the same for single methods or services, by full name, `shop.orders.v1.Orders/PlaceOrder`.
         docs: serve `/docs`, `/openapi.json` and `/openapi.yaml`; AUTHENTICATED to those only who may call.
         rate_key: request header by which callers are told apart, `x-api-key`; empty is their identity or address.
+        tls: certificates; HTTP beside gRPC has those of gRPC when there are none here.
+        plaintext: plain text may be served beyond this machine; beside gRPC, even though gRPC has certificates.
     """
 
     port: int | None = setting(None, optional(integer(0, 65535)))
@@ -197,6 +200,8 @@ class WebSettings(Table):
     rate_limits: Mapping[str, RateSettings] = field(default_factory=lambda: MappingProxyType({}))
     docs: bool | Literal["authenticated"] = setting(True, _docs)
     rate_key: str = setting("", text)
+    tls: ServerTls = table(ServerTls(), ServerTls, off=NO_TLS)
+    plaintext: bool = setting(False, boolean)
 
     @classmethod
     def parse(cls, given: Any, where: str, base: Self | None = None) -> Self:

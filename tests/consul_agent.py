@@ -34,13 +34,16 @@ class ConsulAgent:
         address: `host:port` of the HTTP API, of the HTTPS one with `tls`; the same after a restart.
         token: what its ACLs ask for, or None where everything is allowed.
         ca: the authority's certificate file with `tls`, or None.
+        cert, key: what it wants to be shown with `mutual`, or None.
     """
 
-    def __init__(self, folder: Path, *, token: str | None = None, tls: bool = False) -> None:
+    def __init__(self, folder: Path, *, token: str | None = None, tls: bool = False, mutual: bool = False) -> None:
         self.executable = tool("consul")
         self.folder = folder
         self.token = token
         self.ca: Path | None = None
+        self.cert: Path | None = None
+        self.key: Path | None = None
         self.log = folder / "consul.log"
         self._process: subprocess.Popen[bytes] | None = None
         api, server, serf = free_ports(3)
@@ -67,6 +70,10 @@ class ConsulAgent:
             self.ca = folder / "consul-agent-ca.pem"
             config["cert_file"] = str(folder / "dc1-server-consul-0.pem")
             config["key_file"] = str(folder / "dc1-server-consul-0-key.pem")
+        if mutual:
+            self._consul("tls", "cert", "create", "-client")
+            self.cert, self.key = folder / "dc1-client-consul-0.pem", folder / "dc1-client-consul-0-key.pem"
+            config["ca_file"], config["verify_incoming_https"] = str(self.ca), True
         (folder / "consul.json").write_text(json.dumps(config))
 
     def __repr__(self) -> str:
@@ -123,6 +130,8 @@ class ConsulAgent:
             headers={"X-Consul-Token": self.token} if self.token else {},
         )
         context = ssl.create_default_context(cafile=self.ca) if self.ca else None
+        if context is not None and self.cert is not None:
+            context.load_cert_chain(self.cert, self.key)
         direct = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
@@ -179,10 +188,10 @@ def consul_agent(tmp_path: Path) -> Iterator[MakeAgent]:
     """`consul_agent(token="secret", tls=True)` is a running agent of the test's own."""
     with ExitStack() as agents:
 
-        def make(*, token: str | None = None, tls: bool = False) -> ConsulAgent:
+        def make(*, token: str | None = None, tls: bool = False, mutual: bool = False) -> ConsulAgent:
             folder = tmp_path / f"consul-{random.getrandbits(32):08x}"
             folder.mkdir()
-            agent = ConsulAgent(folder, token=token, tls=tls)
+            agent = ConsulAgent(folder, token=token, tls=tls or mutual, mutual=mutual)
             agents.callback(lambda: print(f"{agent!r}, its log ends:\n{agent.tail()}"))  # shown when the test failed
             return agents.enter_context(agent)
 

@@ -12,6 +12,7 @@ import yaml
 
 from framework import Service
 from framework.cli import _parser
+from framework.config import Settings
 
 ROOT = Path(__file__).parents[1]
 CONTAINERS: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -77,6 +78,15 @@ def test_gateway() -> None:
     assert f"'http://127.0.0.1:{options.port}/readyz'" in check
     compile(check, "healthcheck", "exec")
     assert CONTAINERS["gateway"]["healthcheck"]["interval"] == CONTAINERS["orders"]["healthcheck"]["interval"]
+
+
+@pytest.mark.parametrize("name", [*SERVICES, "gateway"])
+def test_plain_text_is_allowed(name: str) -> None:
+    """It listens on every address and calls others by their names, without certificates; the words are settings."""
+    environment = CONTAINERS[name]["environment"]
+    settings = Settings.load(environ=environment)
+    allowed = (settings.server.plaintext, settings.client.plaintext, settings.gateway.plaintext)
+    assert allowed == (True, True, True)
 
 
 def test_published_ports_differ() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from example_services.runner.certificates import Certificates
 from framework import ConfigError, FrameworkError
 from framework.discovery import Registry, Snapshot
 from framework.discovery.targets import open_registry
@@ -85,9 +86,12 @@ class Fleet:
     Attributes:
         instances: all of them.
         failed: is done when an instance cannot be started, with the error.
+        certificates: what they show each other; None is plain text.
     """
 
-    def __init__(self, directory: Path, registry: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: Path, registry: str, say: Callable[[str], None], certificates: Certificates | None = None
+    ) -> None:
         self.instances = tuple(
             Instance(f"{service}-{number}", service, directory / f"{service}-{number}.log")
             for service in SERVICES
@@ -95,6 +99,7 @@ class Fleet:
         )
         self.registry: Registry = open_registry(registry)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.certificates = certificates
         self._say = say
         self._found: dict[str, Snapshot] = {}
         self._changed = asyncio.Event()
@@ -104,19 +109,22 @@ class Fleet:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, directory: Path, registry: str, say: Callable[[str], None]) -> AsyncIterator[Fleet]:
+    async def start(
+        cls, directory: Path, registry: str, say: Callable[[str], None], certificates: Certificates | None = None
+    ) -> AsyncIterator[Fleet]:
         """Start all processes, without waiting for them, and end them with the block.
 
         Args:
             directory: for their data and logs.
             registry: URL of the registry they meet in.
             say: is told what happens.
+            certificates: what they show each other; None is plain text.
 
         Raises:
             ConfigError: there is no registry of this kind.
             StartError: it cannot be used.
         """
-        fleet = cls(directory, registry, say)
+        fleet = cls(directory, registry, say, certificates)
         try:
             await fleet._reach_registry()
             watchers = [asyncio.create_task(fleet._watch(service)) for service in SERVICES]
@@ -197,6 +205,7 @@ class Fleet:
         """Run an instance again and again."""
         needed = [other for service in SERVICES[instance.service] for other in self.of(service)]
         await self.until(lambda: self._ending or all(other.served for other in needed))
+        own = {} if self.certificates is None else self.certificates.environment(instance.service)
         while not self._ending:
             with instance.log.open("ab") as log:
                 written = log.tell()
@@ -205,7 +214,7 @@ class Fleet:
                     *("-m", "example_services.runner.instance", f"example_services.{instance.service}:service"),
                     *self._arguments,
                     cwd=ROOT,
-                    env=self._environment,
+                    env=self._environment | own,
                     stdin=asyncio.subprocess.PIPE,  # it leaves when this ends
                     stdout=log,
                     stderr=log,

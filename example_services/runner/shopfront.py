@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from google.protobuf import json_format
 
+from example_services.runner.certificates import Certificates
 from example_services.runner.customers import Tally, price
 from example_services.runner.fleet import StartError
 from example_services.shop.orders.v1.orders_pb2 import Order
@@ -16,6 +18,8 @@ from framework import ConfigError, Settings
 from framework.config import Drain, ServerSettings
 from framework.discovery import Registry
 from framework.gateway import Gateway
+from framework.policy import ClientSettings
+from framework.tls import ServerTls
 from framework.web import GatewaySettings
 
 SHOWN = ("catalog", "inventory", "orders")  # payments are nobody's business
@@ -23,14 +27,19 @@ DRAIN = Drain(delay=0.0, grace=1.0, streams=0.2)
 
 
 @asynccontextmanager
-async def shopfront(port: int, registry: Registry) -> AsyncIterator[str]:
-    """Serve the shop over HTTP while the block runs; gives the address.
+async def shopfront(port: int, registry: Registry, certificates: Certificates | None) -> AsyncIterator[str]:
+    """Serve the shop over HTTP while the block runs; gives its URL.
 
     Raises:
         StartError: the port cannot be had.
     """
     settings = Settings(
-        gateway=GatewaySettings(port=port, services=SHOWN), server=ServerSettings(drain=DRAIN), registry=str(registry)
+        gateway=GatewaySettings(
+            port=port, services=SHOWN, tls=ServerTls() if certificates is None else certificates.front
+        ),
+        client=ClientSettings() if certificates is None else certificates.clients,
+        server=ServerSettings(drain=DRAIN),
+        registry=str(registry),
     )
     gateway = Gateway(settings).running(registry=registry)
     try:
@@ -38,12 +47,12 @@ async def shopfront(port: int, registry: Registry) -> AsyncIterator[str]:
     except ConfigError as error:
         raise StartError(f"{error} For make run that is PORT=.") from error
     try:
-        yield running.address
+        yield running.server.url
     finally:
         await gateway.__aexit__(None, None, None)
 
 
-async def buy_over_http(address: str, tally: Tally, say: Callable[[str], None]) -> None:
+async def buy_over_http(url: str, certificates: Certificates | None, tally: Tally, say: Callable[[str], None]) -> None:
     """Place an order with JSON, and follow it by events until it is shipped."""
     order = {
         "idempotencyKey": str(uuid.uuid4()),
@@ -51,7 +60,9 @@ async def buy_over_http(address: str, tally: Tally, say: Callable[[str], None]) 
         "card": "card-visa",
         "items": [{"productId": "p-0001", "quantity": 1}],
     }
-    async with aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(total=15)) as client:
+    tls = None if certificates is None else ssl.create_default_context(cafile=certificates.ca)
+    connector = aiohttp.TCPConnector(ssl=tls or True)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=15)) as client:
         async with client.post("/v1/orders", json=order) as response:
             body, location = await response.text(), response.headers.get("location", "")
             if response.status != 201:

@@ -46,9 +46,9 @@ class View:
             signal.raise_signal(signal.SIGINT)
 
     @asynccontextmanager
-    async def showing(self, fleet: Fleet, tally: Tally, http: str) -> AsyncIterator[None]:
-        """Say what to try, and show how things stand while the block runs; `http` is the address of the gateway."""
-        commands = hints(fleet, http)
+    async def showing(self, fleet: Fleet, tally: Tally, url: str) -> AsyncIterator[None]:
+        """Say what to try, and show how things stand while the block runs; `url` is that of the gateway."""
+        commands = hints(fleet, url)
         self.say(f"\n{commands}\n")
         self._live = self._console.is_interactive
         task = asyncio.create_task(self._draw(fleet, tally, commands) if self._live else self._report(tally))
@@ -101,25 +101,31 @@ def standing(tally: Tally) -> str:
     return f"{tally}, repeated: {tally.repeated}, latency: p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
-def hints(fleet: Fleet, http: str) -> str:
+def hints(fleet: Fleet, url: str) -> str:
     """Commands to copy: the shop is a gRPC system like any other, and an HTTP one."""
     address = fleet.of("catalog")[0].address
     fetched = _fetched("grpcurl")
     grpcurl, missing = _command("grpcurl", fetched), "" if fetched else "  (grpcurl is fetched by make tools)\n"
     framework = _command("framework", str(Path(sys.executable).with_name("framework")))
+    curl, shown, environment = "curl", "-plaintext", ""
+    if (certificates := fleet.certificates) is not None:
+        curl = f"curl --cacert {certificates.ca}"
+        pair = certificates.customer
+        shown = f"-cacert {certificates.ca} -cert {pair.certificate} -key {pair.key}"
+        environment = f"FRAMEWORK_CONFIG={certificates.settings_file} "
     return f"""\
-Look at it in a browser, http://{http}/docs, or over HTTP:
-  curl http://{http}/v1/products/p-0001
-  curl -sN -H 'accept: text/event-stream' 'http://{http}/v1/stock:watch?productIds=p-0001' | head -4
-  curl -i http://{http}/v1/orders --json '{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", \
+Look at it in a browser, {url}/docs, or over HTTP:
+  {curl} {url}/v1/products/p-0001
+  {curl} -sN -H 'accept: text/event-stream' '{url}/v1/stock:watch?productIds=p-0001' | head -4
+  {curl} -i {url}/v1/orders --json '{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", \
 "items": [{{"productId": "p-0001", "quantity": 1}}]}}'
 with grpcurl:
-  {grpcurl} -plaintext {address} list
-  {grpcurl} -plaintext {address} describe shop.catalog.v1.Catalog
-  {grpcurl} -plaintext -d '{{"id": "p-0001"}}' {address} shop.catalog.v1.Catalog/GetProduct
+  {grpcurl} {shown} {address} list
+  {grpcurl} {shown} {address} describe shop.catalog.v1.Catalog
+  {grpcurl} {shown} -d '{{"id": "p-0001"}}' {address} shop.catalog.v1.Catalog/GetProduct
 {missing}or with the framework, which finds the address by itself:
-  {framework} services --registry {fleet.registry}
-  {framework} call shop.catalog.v1.Catalog/GetProduct '{{"id": "p-0001"}}' --registry {fleet.registry}
+  {environment}{framework} services --registry {fleet.registry}
+  {environment}{framework} call shop.catalog.v1.Catalog/GetProduct '{{"id": "p-0001"}}' --registry {fleet.registry}
 Kill an instance, and see who notices:
   kill -9 {fleet.of("payments")[0].pid}"""
 

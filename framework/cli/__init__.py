@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
     """What `add_parser` of a command is given."""
 
-COMMANDS = ("new", "generate", "openapi", "run", "gateway", "services", "call", "explain")
+COMMANDS = ("new", "generate", "openapi", "run", "gateway", "services", "call", "explain", "certs")
 """The modules of the commands, in the order of the help."""
 
 EXAMPLES = """\
@@ -67,6 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return INTERRUPTED
+
+
+def add_plaintext(parser: argparse.ArgumentParser) -> None:
+    """The option that allows plain text beyond this machine."""
+    parser.add_argument(
+        "--plaintext", action="store_true", help="allow plain text beyond this machine, to listen and to call"
+    )
+
+
+def allow_plaintext(args: argparse.Namespace) -> None:
+    """Say what `--plaintext` says in the environment: settings are read again when their file changes, and workers
+    read them too."""
+    if args.plaintext:
+        os.environ.update(FRAMEWORK_SERVER_PLAINTEXT="true", FRAMEWORK_CLIENT_PLAINTEXT="true")
+        os.environ.update(FRAMEWORK_GATEWAY_PLAINTEXT="true")
 
 
 def _flushed(code: int) -> int:

@@ -38,6 +38,8 @@ JSON arguments, or lines of standard input. Replies are printed as JSON, a strea
 
 def add_parser(subparsers: Commands) -> None:
     """`call` and its options."""
+    from framework.cli import add_plaintext
+
     parser = subparsers.add_parser(
         "call",
         help="call a method with JSON, through discovery and reflection",
@@ -56,6 +58,7 @@ def add_parser(subparsers: Commands) -> None:
         help="10 (s), 500ms; default 10 for one reply, the proto's or none for a stream",
     )
     parser.add_argument("--header", "-H", action="append", default=[], metavar="NAME:VALUE", help="metadata to send")
+    add_plaintext(parser)
     parser.set_defaults(run=run)
 
 
@@ -68,6 +71,9 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Call, print, and return 0; 1 when the call failed. Raises FrameworkError for what cannot be called."""
+    from framework.cli import allow_plaintext
+
+    allow_plaintext(args)
     from framework.errors import RpcError
 
     try:
@@ -87,7 +93,7 @@ async def _run(args: argparse.Namespace) -> int:
     metadata = tuple(_header(text) for text in args.header)
     settings = Settings.load()
     registry = args.registry or settings.registry
-    target = args.target or await find(name, service, registry)
+    target = args.target or await find(name, service, registry, settings)
     async with connect(target, settings=_with_registry(settings, registry)) as channel:
         method = await reflect(channel, service, method_name, args.timeout or TIMEOUT)
         requests = _requests(args.json, method)
@@ -130,11 +136,12 @@ def _header(text: str) -> tuple[str, str | bytes]:
         raise ConfigError(f"--header {text!r}: {error} (name:value, and base64 for a name that ends in -bin)") from None
 
 
-async def find(name: str, service: str, url: str) -> str:
+async def find(name: str, service: str, url: str, settings: Settings) -> str:
     """The registered name of who serves a full service name: what says so itself by reflection."""
     from framework.client.connect import connect
     from framework.discovery.targets import open_registry
     from framework.errors import RpcError
+    from framework.policy import ClientSettings
     from framework.reflection import Reflection
 
     if name:
@@ -149,7 +156,9 @@ async def find(name: str, service: str, url: str) -> str:
         # The likeliest first: shop.catalog.v1.Catalog is probably served by `catalog`.
         words = service.lower().replace("_", "-").split(".")
         for candidate in sorted(registered, key=lambda one: (one not in words, one)):
-            async with connect(candidate, settings=Settings(), registry=registry) as channel:
+            own = settings.client_for(candidate)
+            asking = Settings(client=ClientSettings(tls=own.tls, plaintext=own.plaintext))
+            async with connect(candidate, settings=asking, registry=registry) as channel:
                 try:
                     names = await Reflection(channel).services()
                 except (RpcError, ConfigError) as error:

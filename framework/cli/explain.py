@@ -114,7 +114,7 @@ async def _from_instance(args: argparse.Namespace, name: str, service: str, sett
     from framework.client.connect import connect
 
     registry = args.registry or settings.registry
-    target = args.target or await find(name, service, registry)
+    target = args.target or await find(name, service, registry, settings)
     asked = Settings(registry=registry)  # plain settings to ask with: those that are explained may not work
     async with connect(target, settings=asked) as channel:
         described = await describe(channel, service)

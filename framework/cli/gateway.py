@@ -34,6 +34,8 @@ OPTIONS = ("host", "port", "services", "workers")
 
 def add_parser(subparsers: Commands) -> None:
     """`gateway` and its options."""
+    from framework.cli import add_plaintext
+
     parser = subparsers.add_parser(
         "gateway",
         help="serve what is registered over HTTP",
@@ -47,13 +49,16 @@ def add_parser(subparsers: Commands) -> None:
     parser.add_argument("--workers", metavar="N", help="processes that share the port (default 1); auto: one per CPU")
     parser.add_argument("--registry", metavar="URL", help="default: the settings' or FRAMEWORK_REGISTRY")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: framework.toml, if there)")
+    add_plaintext(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve. Raises FrameworkError for a setting or an address that cannot be used."""
+    from framework.cli import allow_plaintext
     from framework.workers.worker import Worker
 
+    allow_plaintext(args)
     worker = Worker.claim()
     with worker.reporting() if worker is not None else contextlib.nullcontext():
         settings = Settings.load(args.config)

@@ -26,7 +26,7 @@ examples:
   framework run shop.catalog:service
   framework run shop.catalog:service --port 50051 --registry consul://127.0.0.1:8500
   framework run shop.catalog:service --http 8081
-  framework run shop.catalog:service --host 0.0.0.0 --advertise catalog.internal:50051
+  framework run shop.catalog:service --host 0.0.0.0 --advertise catalog.internal:50051 --plaintext
   framework run shop.catalog:service --workers auto
 
 SIGTERM and Ctrl-C drain: deregister, let calls end, leave. A second one stops at once. With workers, SIGHUP replaces
@@ -35,6 +35,8 @@ them one by one with ones that read code and settings anew."""
 
 def add_parser(subparsers: Commands) -> None:
     """`run` and its options."""
+    from framework.cli import add_plaintext
+
     parser = subparsers.add_parser(
         "run",
         help="serve a service until a signal",
@@ -52,13 +54,16 @@ def add_parser(subparsers: Commands) -> None:
     )
     parser.add_argument("--workers", metavar="N", help="processes that share the port (default 1); auto: one per CPU")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: framework.toml, if there)")
+    add_plaintext(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve. Raises FrameworkError for a target, a setting or an address that cannot be used."""
+    from framework.cli import allow_plaintext
     from framework.workers.worker import Worker
 
+    allow_plaintext(args)
     worker = Worker.claim()
     with worker.reporting() if worker is not None else contextlib.nullcontext():
         service = load(args.target)
@@ -68,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
             given["http"] = {"port": args.http}
         server = ServerSettings.parse(given, "", settings.server) if given else settings.server
         settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
+        if args.plaintext:
+            settings = settings.in_plaintext()  # those that code has made, too
         command = again("run", args, (*SERVER, "http", "registry", "config"))
         service.launch(settings, worker, [*command, args.target])
     return 0
@@ -76,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def again(name: str, args: argparse.Namespace, options: Iterable[str]) -> list[str]:
     """What to run for the same command once more, wherever this was called from."""
     given = [f"--{option}={getattr(args, option)}" for option in options if getattr(args, option) is not None]
+    given += ["--plaintext"] if args.plaintext else []
     return [sys.executable, "-m", "framework", name, *given]
 
 

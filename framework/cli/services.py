@@ -28,6 +28,8 @@ REFRESH = 1.0
 
 def add_parser(subparsers: Commands) -> None:
     """`services` and its options."""
+    from framework.cli import add_plaintext
+
     parser = subparsers.add_parser(
         "services",
         help="who is registered, and whether it answers",
@@ -38,30 +40,35 @@ def add_parser(subparsers: Commands) -> None:
     parser.add_argument("--registry", metavar="URL", help="default: the settings' or FRAMEWORK_REGISTRY")
     parser.add_argument("--watch", action="store_true", help="keep looking until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="one JSON document (with --watch: one a line per look)")
+    add_plaintext(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; exit code 1 when an instance does not answer SERVING."""
+    from framework.cli import allow_plaintext
+
+    allow_plaintext(args)
     return asyncio.run(_run(args))
 
 
 async def _run(args: argparse.Namespace) -> int:
     from framework.discovery.targets import open_registry
 
-    registry = open_registry(args.registry or Settings.load().registry)
+    settings = Settings.load()
+    registry = open_registry(args.registry or settings.registry)
     try:
         if not args.watch:
-            rows = await _look(registry)
+            rows = await _look(registry, settings)
             _print(rows, str(registry), as_json=args.json)
             return 0 if all(row["health"] == "SERVING" for row in rows) else 1
-        await _follow(registry, as_json=args.json)
+        await _follow(registry, settings, as_json=args.json)
         return 0
     finally:
         await registry.aclose()
 
 
-async def _follow(registry: Any, *, as_json: bool) -> None:
+async def _follow(registry: Any, settings: Settings, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -70,7 +77,7 @@ async def _follow(registry: Any, *, as_json: bool) -> None:
     shown: list[tuple[Any, Any]] | None = None
     with live or contextlib.nullcontext():
         while True:
-            rows = await _look(registry)
+            rows = await _look(registry, settings)
             if as_json:
                 print(json.dumps(rows), flush=True)
             elif live is not None:
@@ -82,12 +89,12 @@ async def _follow(registry: Any, *, as_json: bool) -> None:
             await asyncio.sleep(REFRESH)
 
 
-async def _look(registry: Any) -> list[dict[str, Any]]:
+async def _look(registry: Any, settings: Settings) -> list[dict[str, Any]]:
     """One row per instance, with its health."""
     services = await registry.services()
     instances = [instance for name in sorted(services) for instance in services[name].values()]
     instances.sort(key=lambda instance: (instance.service, instance.address))
-    health = await asyncio.gather(*(_health(instance.address) for instance in instances))
+    health = await asyncio.gather(*(_health(instance, settings) for instance in instances))
     return [
         {
             "service": instance.service,
@@ -104,15 +111,15 @@ async def _look(registry: Any) -> list[dict[str, Any]]:
     ]
 
 
-async def _health(address: str) -> tuple[str, float | None]:
+async def _health(instance: Any, settings: Settings) -> tuple[str, float | None]:
     from framework.cli.call import health_method
-    from framework.client.connect import connect
+    from framework.client.connect import connect_to
     from framework.client.stub import UnaryReply
     from framework.errors import RpcError
 
     method = health_method()
     loop = asyncio.get_running_loop()
-    async with connect(f"static://{address}", settings=Settings()) as channel:
+    async with connect_to(instance, settings) as channel:
         handler = channel.bind(method)
         try:
             await UnaryReply(handler, method, method.request(), CHECK_TIMEOUT)  # connects

@@ -5,17 +5,24 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
 from framework.call import Interceptor
 from framework.client.dropin import Channel
+from framework.client.endpoint import Transport
 from framework.client.fallback import Fallback
 from framework.client.pool import Pool
+from framework.client.proven import Proven
+from framework.client.security import Refused, Security
 from framework.client.wire import GrpcTransport
 from framework.config import Settings, active
 from framework.discovery import Instance, Registry
+from framework.discovery.static import PinnedRegistry, StaticRegistry
 from framework.discovery.targets import open_registry, parse
+from framework.errors import ConfigError
+from framework.policy import ClientSettings
 from framework.reload import follow
 from framework.telemetry.telemetry import telemetry
 
@@ -63,22 +70,60 @@ def connect(
     rng = random.Random()
     watching = telemetry(settings.telemetry)
     user = (*watching.grpc_client_interceptors(), *grpc_interceptors)
+    security = _security(service, own, registry)
+    ended = ExitStack()
 
-    def dial(instance: Instance) -> GrpcTransport:
-        return GrpcTransport(
-            instance.address,
-            connect_timeout=own.connect_timeout,
-            max_message=own.max_message,
-            keepalive=own.keepalive,
-            interceptors=user,
-        )
+    def dial(instance: Instance) -> Transport:
+        if problem := security.refusal(instance):
+            return Refused(problem)
+        tls = security.tls_of(instance)
+
+        def transport(trusted: bytes = b"", name: str = security.server_name) -> GrpcTransport:
+            return GrpcTransport(
+                instance.address,
+                connect_timeout=own.connect_timeout,
+                max_message=own.max_message,
+                keepalive=own.keepalive,
+                interceptors=user,
+                tls=tls,
+                server_name=name,
+                trusted=trusted,
+            )
+
+        if tls is None or not security.spiffe:
+            return transport()
+        return Proven(instance.address, security.spiffe, tls, transport, own.connect_timeout)
 
     async def released() -> None:
-        leave()
+        ended.close()
         if release is not None:
             await release()
 
     pool = Pool(service, registry.watch(service), dial, own, where=str(registry), rng=rng)
     channel = Channel(pool, own, interceptors, released, fallbacks=fallbacks, rng=rng, telemetry=watching)
-    leave = follow(settings, service, channel)
+    ended.callback(follow(settings, service, channel))
+    if (files := security.files) is not None:
+        pool.on_start(lambda: ended.callback(files.follow(pool.renew)))
     return channel
+
+
+def connect_to(instance: Instance, settings: Settings) -> Channel:
+    """A channel to one instance that a registry has told of, for asking it about itself: nothing is tried twice.
+
+    Raises:
+        ConfigError: certificates cannot be used.
+    """
+    own = settings.client_for(instance.service)
+    plain = Settings(client=ClientSettings(tls=own.tls, plaintext=own.plaintext))
+    return connect(instance.service, settings=plain, registry=PinnedRegistry(instance))
+
+
+def _security(service: str, settings: ClientSettings, registry: Registry) -> Security:
+    """Raises ConfigError: certificates cannot be used, or an address that was given may not be called."""
+    if not isinstance(registry, StaticRegistry) or isinstance(registry, PinnedRegistry):
+        return Security(service, settings, listed=False)
+    security = Security(service, settings, listed=True)
+    for instance in registry.instances(service).values():
+        if problem := security.refusal(instance):
+            raise ConfigError(problem)
+    return security

@@ -40,6 +40,14 @@ class Transport(Protocol):
     def failed(self) -> bool:
         """The last attempt to connect failed, and the next is not due yet."""
 
+    @property
+    def problem(self) -> str:
+        """Why it cannot connect, as far as that is known."""
+
+    @property
+    def outdated(self) -> bool:
+        """A new one would connect with other certificates."""
+
     def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method over this transport."""
 
@@ -97,6 +105,14 @@ class Endpoint:
         self._ewma = 0.0
         self._stamp = 0.0
         self.handlers: dict[Method[Any, Any], Handler] = {}
+
+    def over(self, transport: Transport) -> Endpoint:
+        """The same instance over another transport, with all that is known of it."""
+        fresh = Endpoint(self.instance, transport, self.breaker)
+        fresh.host, fresh.last_pick = self.host, self.last_pick
+        fresh._ewma, fresh._stamp = self._ewma, self._stamp
+        fresh.picks, self.picks = self.picks, 0
+        return fresh
 
     def bind(self, method: Method[Any, Any]) -> Handler:
         """The handler of a method on this endpoint."""

@@ -60,6 +60,12 @@ MOST_TOLD = 100
 
 _LEVELS = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 
+SPREAD = 1.0
+"""Seconds over which clients that see new certificates begin to connect again."""
+
+AGAIN = 5.0
+"""Seconds after which connections that new certificates did not get are tried again."""
+
 MANY = 32
 """Endpoints up to which it looks at all for that; of more it looks at as many, taken at random."""
 
@@ -131,11 +137,13 @@ class Pool:
         self._known = False
         self._changed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
         self._updates = 0
         self._gone_picks = 0  # of endpoints that are not there any more
         self._gone_changes: Counter[State] = Counter()
+        self._starting: list[Callable[[], object]] = []
 
     @property
     def closed(self) -> bool:
@@ -167,6 +175,13 @@ class Pool:
             self._follower = asyncio.get_running_loop().create_task(
                 self._follow(), name=f"follow {self.service}", context=contextvars.Context()
             )
+            for callback in self._starting:
+                callback()
+            self._starting.clear()
+
+    def on_start(self, callback: Callable[[], object]) -> None:
+        """Call back when it begins to follow the registry, from the loop that it is used on."""
+        self._starting.append(callback)
 
     async def _follow(self) -> None:
         try:
@@ -198,9 +213,11 @@ class Pool:
         self._notify()
 
     def _add(self, instance: Instance) -> None:
-        transport = self._dial(instance)
-        endpoint = Endpoint(instance, transport, Breaker(self._settings.breaker, self._rng))
-        self._by_id[instance.id] = endpoint
+        self._admit(Endpoint(instance, self._dial(instance), Breaker(self._settings.breaker, self._rng)))
+
+    def _admit(self, endpoint: Endpoint) -> None:
+        transport = endpoint.transport
+        self._by_id[endpoint.instance.id] = endpoint
         self._open.add(endpoint)
         self._all.add(endpoint)
 
@@ -216,6 +233,55 @@ class Pool:
 
         transport.changed = changed
         changed()
+
+    def renew(self) -> None:
+        """Replace connections that were made with certificates of before, by and by; no call is lost."""
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.get_running_loop().create_task(
+                self._renew(), name=f"renew {self.service}", context=contextvars.Context()
+            )
+
+    async def _renew(self) -> None:
+        """One after another, and not at the moment when every other client does the same."""
+        await asyncio.sleep(self._rng.uniform(0.0, SPREAD))
+        told = False
+        while outdated := [one for one in self._all.items if one.transport.outdated]:
+            failed = 0
+            for endpoint in outdated:
+                if not endpoint.retired and not await self._reconnect(endpoint):
+                    failed += 1
+            if failed and not told:
+                told = True
+                log.warning(
+                    "%d of %d connections to %s cannot be made with the new certificates; those of before stay",
+                    failed, len(outdated), self.service,
+                )  # fmt: skip
+            if failed:
+                await asyncio.sleep(AGAIN)
+        log.info("the connections to %s go by the new certificates", self.service)
+
+    async def _reconnect(self, endpoint: Endpoint) -> bool:
+        """Put a new connection in the place of one; one that works is kept until the other does."""
+        transport = self._dial(endpoint.instance)
+        if endpoint.transport.ready:
+            changed = asyncio.Event()
+            transport.changed = changed.set
+            transport.connect()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.connect_timeout):
+                    while not (transport.ready or transport.failed):
+                        await changed.wait()
+                        changed.clear()
+            if endpoint.retired or not transport.ready:
+                await transport.aclose()
+                return endpoint.retired
+        fresh = endpoint.over(transport)
+        if endpoint in self._suspects:
+            self._suspects.add(fresh)
+        self._admit(fresh)
+        self._retire(endpoint)
+        self._balancer.changed()
+        return True
 
     def _place(self, endpoint: Endpoint) -> None:
         """Among those that may be picked, or not."""
@@ -307,7 +373,9 @@ class Pool:
         if endpoint in self._open:
             self._open.discard(endpoint)
             self._gone_picks += endpoint.picks
-            self._gone_changes.update(endpoint.breaker.entered)
+            successor = self._by_id.get(endpoint.instance.id)
+            if successor is None or successor.breaker is not endpoint.breaker:
+                self._gone_changes.update(endpoint.breaker.entered)
         task = asyncio.get_running_loop().create_task(endpoint.transport.aclose(), context=contextvars.Context())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -412,11 +480,15 @@ class Pool:
             await self._changed.wait()
 
     def _unreachable(self) -> str:
+        problems = dict.fromkeys(
+            one.transport.problem for one in self._all.items[:MANY] if one.transport.failed and one.transport.problem
+        )
+        why = f": {'; '.join(list(problems)[:3])}" if problems else ""
         if self.where == f"static://{self.service}":
-            return f"cannot connect to {self.service}; does it listen there?"
+            return f"cannot connect to {self.service}{why or '; does it listen there?'}"
         addresses = ", ".join(sorted(endpoint.instance.address for endpoint in self._all.items)[:5])
         more = f" and {len(self._all.items) - 5} more" if len(self._all.items) > 5 else ""
-        return f"cannot connect to {self.service} at {addresses}{more} (instances from {self.where})"
+        return f"cannot connect to {self.service} at {addresses}{more} (instances from {self.where}){why}"
 
     def _too_late(self, call: Call) -> RpcError:
         if self._known:
@@ -438,9 +510,10 @@ class Pool:
         """Stop following and close every connection; calls in flight are cancelled."""
         self._closed = True
         self._notify()
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
+        for task in (self._follower, self._renewing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._watch.aclose()
         for endpoint in tuple(self._open):
             endpoint.retired = True

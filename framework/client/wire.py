@@ -22,6 +22,7 @@ import grpc
 import grpc.aio
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
+from framework.certificates import Material, TlsFiles
 from framework.client.upload import WRITE_FAILED, Feed, settled, trailer_of
 from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
@@ -90,6 +91,9 @@ class GrpcTransport:
         max_message: bytes a message may have, in and out.
         keepalive: how a dead connection is found out.
         interceptors: a user's own grpc.aio client interceptors.
+        tls: whom to trust, and what to show; None is plain text.
+        server_name: the name that the certificate of the instance has to have; empty is the host of the address.
+        trusted: the only certificate to trust, in PEM; empty is those of the authorities.
     """
 
     def __init__(
@@ -100,9 +104,13 @@ class GrpcTransport:
         max_message: int,
         keepalive: KeepaliveSettings = _KEEPALIVE,
         interceptors: Iterable[Any] = (),
+        tls: TlsFiles | None = None,
+        server_name: str = "",
+        trusted: bytes = b"",
     ) -> None:
         self.ready = False
         self.failed = False
+        self.problem = ""
         self.changed: Callable[[], None] = _unchanged
         self._address = address
         self._interceptors = list(interceptors)
@@ -120,16 +128,18 @@ class GrpcTransport:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
             ("grpc.lb_policy_name", "round_robin" if address.startswith("dns:") else "pick_first"),
+            *((("grpc.ssl_target_name_override", server_name),) if tls is not None and server_name else ()),
         )
+        self._tls = tls
+        self._trusted = trusted
+        self._material: Material | None = None
         self._channel: Any = None
         self._watcher: asyncio.Task[None] | None = None
 
     def connect(self) -> None:
         if self._channel is None:
             guard_loop()
-            self._channel = grpc.aio.insecure_channel(
-                self._address, options=self._options, interceptors=self._interceptors
-            )
+            self._channel = self._open()
             # A context of its own, or the call that it is opened for would be kept alive by it.
             self._watcher = asyncio.get_running_loop().create_task(
                 self._watch(), name=f"watch {self._address}", context=contextvars.Context()
@@ -137,10 +147,36 @@ class GrpcTransport:
         elif not self.failed:
             self._channel.get_state(try_to_connect=True)
 
+    @property
+    def outdated(self) -> bool:
+        """It was opened with certificates that others have replaced since."""
+        return self._tls is not None and self._channel is not None and self._material is not self._tls.current
+
+    def _open(self) -> Any:
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self._address, options=self._options, interceptors=self._interceptors)
+        self._material = material = self._tls.current
+        credentials = grpc.ssl_channel_credentials(
+            self._trusted or material.ca or None, material.key or None, material.certificate or None
+        )
+        return grpc.aio.secure_channel(
+            self._address, credentials, options=self._options, interceptors=self._interceptors
+        )
+
+    async def _ask_why(self) -> str:
+        """Why there is no connection, which grpc tells only to a call that fails of it."""
+        try:
+            await self._channel.unary_unary("/")(b"", timeout=1.0)
+        except grpc.aio.AioRpcError as error:
+            return _reason(error.details() or "")
+        return ""
+
     async def _watch(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
         while True:
             ready, failed = state is READY, state is TRANSIENT_FAILURE
+            if failed and not self.failed and self._tls is not None:
+                self.problem = await self._ask_why()
             if (ready, failed) != (self.ready, self.failed):
                 self.ready, self.failed = ready, failed
                 self.changed()
@@ -190,6 +226,20 @@ class GrpcTransport:
             return make(call, start, None if call.deadline is None else call.deadline - time())
 
         return handler
+
+
+def _reason(details: str) -> str:
+    """The last of what grpc says about a connection that failed; most of it says where, which others know better."""
+    told = re.sub(r"^.*last error: \w+: \S+ ", "", details)
+    if "Hostname Verification" in told:
+        return "its certificate is for another name"
+    if "CERTIFICATE_VERIFY_FAILED" in told:
+        return "its certificate is signed by nobody that is trusted, or has expired"
+    if "WRONG_VERSION_NUMBER" in told:
+        return "it speaks no TLS"
+    if told in ("Socket closed", "Connection reset by peer") or "ALERT" in told.upper():
+        return f"it broke off, as it does with a client whose certificate it does not take ({told})"
+    return told
 
 
 def _unary(

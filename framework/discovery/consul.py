@@ -42,6 +42,7 @@ PATIENCE = 5.0  # seconds in which it must take a registration
 WAIT = 30.0  # seconds that a blocking query lasts; Consul adds up to a sixteenth
 FLOOR = 0.05  # seconds between queries: doubled, up to the next, while they return nothing new and do not wait
 SLOW = 1.0  # seconds: the longest pause between two queries, or two tries
+ALIVE = "the instance says that it lives"  # in the output of a check by TTL
 
 
 class ConsulRegistry:
@@ -68,7 +69,8 @@ class ConsulRegistry:
             ConfigError: the instance is not valid or has no host:port; the agent refuses, or does not answer in 5 s.
         """
         owner = secrets.token_hex(8)
-        lease = ConsulLease(registration(validate(instance), self.settings.check, owner), self)
+        alive = self.settings.check.kind_for(instance.protocol) == "ttl"
+        lease = ConsulLease(registration(validate(instance), self.settings.check, owner), self, alive=alive)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + PATIENCE
         try:
@@ -136,9 +138,16 @@ class ConsulRegistry:
 
 
 class ConsulLease:
-    """See `Lease`. The lease's own id in the entry tells it from a later registration of the same instance id."""
+    """See `Lease`. The lease's own id in the entry tells it from a later registration of the same instance id.
 
-    def __init__(self, registration: dict[str, Any], registry: ConsulRegistry) -> None:
+    Args:
+        registration: what is registered.
+        registry: where.
+        alive: the agent is to be told that the instance lives.
+    """
+
+    def __init__(self, registration: dict[str, Any], registry: ConsulRegistry, *, alive: bool) -> None:
+        self._alive = alive
         self.id: str = registration["service_id"]
         self._registration = registration
         self._owner = registration["meta"]["lease"]
@@ -190,7 +199,7 @@ class ConsulLease:
                 elif owner != self._owner:
                     log.warning("%s was registered again by somebody else, who has it now", self.id)
                     return
-                if check.kind == "ttl":
+                if self._alive:
                     await self._agent.show_life(self.id)
                 if away:
                     log.info("%s answers again; %s is registered", self._registry, self.id)
@@ -292,7 +301,7 @@ class _Agent:
 
     async def show_life(self, id: str) -> None:
         """Renew the TTL of a service."""
-        await self._ask(lambda client: client.agent.check.ttl_pass(f"service:{id}"))
+        await self._ask(lambda client: client.agent.check.ttl_pass(f"service:{id}", ALIVE))
 
     async def owner(self, id: str) -> str | None:
         """The lease that an id belongs to: None when the agent does not know it, empty when it was not one of us."""
@@ -396,6 +405,8 @@ class _Client(consul.aio.Consul):  # type: ignore[misc]  # py-consul has no type
 def _cause(error: Exception) -> str:
     """In a few words why there was no connection, or no answer on it."""
     inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
+    if isinstance(error.__cause__, ssl.SSLError):  # in an OSError with a number that is OpenSSL's own
+        inner = error.__cause__
     number = getattr(inner, "errno", None)
     if isinstance(number, int) and number > 0 and not isinstance(inner, ssl.SSLError):
         return os.strerror(number).lower()

@@ -18,8 +18,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from framework.discovery import Instance, Snapshot
 from framework.errors import ConfigError
+from framework.tls import MUTUAL, TLS
 
-Kind = Literal["grpc", "grpc-tls", "ttl"]
+Kind = Literal["auto", "grpc", "grpc-tls", "ttl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,16 @@ class Check:
     """How Consul finds out that an instance is healthy.
 
     Attributes:
-        kind: `grpc`: the agent asks grpc.health.v1 at the instance's address; `grpc-tls`: over TLS, trusting what its
-            own configuration trusts; `ttl`: this process tells the agent.
+        kind: `grpc`: the agent asks grpc.health.v1 at the instance's address; `grpc-tls`: over TLS, whoever signed its
+            certificate; `ttl`: this process tells the agent; `auto`: what the instance speaks, and `ttl` for one that
+            asks for a certificate, which an agent has only if `enable_agent_tls_for_checks` says so.
         interval: seconds between two questions; or between two signs of life, of which two may be missed.
         timeout: seconds in which the instance must answer a question.
         deregister_after: seconds after which an instance that stays critical is forgotten; Consul's least is 60.
         host: what the agent dials, when that is not what clients dial.
     """
 
-    kind: Kind = "grpc"
+    kind: Kind = "auto"
     interval: float = 2.0
     timeout: float = 2.0
     deregister_after: float = 60.0
@@ -47,12 +49,21 @@ class Check:
         if not 0.1 <= self.interval <= 3600:
             raise ConfigError(f"A check of Consul's runs every 0.1 to 3600 seconds, not {self.interval:g}.")
 
-    def definition(self, host: str, port: int) -> dict[str, Any]:
+    def kind_for(self, protocol: str) -> Kind:
+        """How an instance is checked that speaks this."""
+        if self.kind != "auto":
+            return self.kind
+        return "ttl" if protocol == MUTUAL else "grpc-tls" if protocol == TLS else "grpc"
+
+    def definition(self, host: str, port: int, protocol: str) -> dict[str, Any]:
         """The check in Consul's JSON; py-consul's helpers have keys that some versions refuse, and lack others."""
+        kind = self.kind_for(protocol)
         common = {"Status": "passing", "DeregisterCriticalServiceAfter": f"{self.deregister_after:g}s"}
-        if self.kind == "ttl":
+        if kind == "ttl":
             return common | {"TTL": f"{3 * self.interval:g}s"}
-        asked = {"GRPC": join(self.host or host, port), "GRPCUseTLS": self.kind == "grpc-tls"}
+        asked: dict[str, Any] = {"GRPC": join(self.host or host, port), "GRPCUseTLS": kind == "grpc-tls"}
+        if kind == "grpc-tls":  # an agent would look for its own authority's word, and for its own name
+            asked["TLSSkipVerify"] = True
         return common | asked | {"Interval": f"{self.interval:g}s", "Timeout": f"{self.timeout:g}s"}
 
 
@@ -92,7 +103,7 @@ class ConsulSettings:
             ca=FILE                   what signed the agent's certificate
             cert=FILE, key=FILE       what to present to it
             verify=false              do not check its certificate
-            check=grpc|grpc-tls|ttl   how instances are checked
+            check=grpc|grpc-tls|ttl   how instances are checked, when that is not by what they speak
             interval=SECONDS          how often
             hold=SECONDS              how long instances that may be forgotten are kept; by default 3, and longer than
                                       the interval
@@ -109,7 +120,7 @@ class ConsulSettings:
             if words.get(word, "true") not in ("true", "false"):
                 raise ConfigError(f"{url!r}: {word} is true or false.")
         try:
-            check = Check(cast(Kind, words.get("check", "grpc")), float(words.get("interval", Check().interval)))
+            check = Check(cast(Kind, words.get("check", "auto")), float(words.get("interval", Check().interval)))
             hold = float(words.get("hold", max(cls().hold, check.interval + 1)))
         except ValueError:
             raise ConfigError(f"{url!r}: interval and hold are numbers of seconds.") from None
@@ -178,7 +189,7 @@ def registration(instance: Instance, check: Check, owner: str) -> dict[str, Any]
         "tags": list(instance.tags),
         "meta": {**instance.metadata, **meta},
         "weights": {"Passing": instance.weight, "Warning": 1},
-        "check": check.definition(host, int(port)),
+        "check": check.definition(host, int(port), instance.protocol),
         "replace_existing_checks": True,
     }
 

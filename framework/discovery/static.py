@@ -64,6 +64,21 @@ class StaticRegistry:
         return f"<StaticRegistry {self}>"
 
 
+class PinnedRegistry(StaticRegistry):
+    """One instance that another registry has told of, and nobody else.
+
+    Args:
+        instance: with everything that is known of it.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        super().__init__([instance.address])
+        self._instance = instance
+
+    def instances(self, service: str) -> Snapshot:
+        return {self._instance.id: self._instance}
+
+
 class StaticLease:
     """A place on a fixed list."""
 

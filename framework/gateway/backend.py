@@ -15,7 +15,7 @@ from typing import Any
 
 from framework.call import Call, Handler, Method, Outcome, Reply
 from framework.client.dropin import Channel
-from framework.config import Stamp
+from framework.config import Settings, Stamp
 from framework.discovery import Instance, Registry, Snapshot
 from framework.errors import ConfigError, RpcError
 from framework.gateway.description import Checked, Description, contradiction
@@ -169,6 +169,7 @@ class Backend:
         name: in the registry.
         registry: where its instances are found.
         changed: is called whenever something has changed that the gateway is to look at.
+        settings: how instances are asked.
         descriptors: a file with its descriptor set; without one its instances are asked.
 
     Attributes:
@@ -177,7 +178,9 @@ class Backend:
         empty_since: when its last instance left, on the loop's clock; None while there is one.
     """
 
-    def __init__(self, name: str, registry: Registry, changed: Callable[[], None], descriptors: str = "") -> None:
+    def __init__(
+        self, name: str, registry: Registry, changed: Callable[[], None], settings: Settings, descriptors: str = ""
+    ) -> None:
         self.name = name
         self.versions = Versions()
         self.generation: Generation | None = None
@@ -185,6 +188,7 @@ class Backend:
         self.empty_since: float | None = asyncio.get_running_loop().time()
         self._registry = registry
         self._changed = changed
+        self._settings = settings
         self._file = Path(descriptors) if descriptors else None
         self._stamp: Stamp | None = None
         self._from_file: Description | None = None
@@ -244,7 +248,7 @@ class Backend:
         while instance.id in self.versions.instances:
             try:
                 async with self._slots:
-                    self.versions.tell(instance.id, await learn(instance.address))
+                    self.versions.tell(instance.id, await learn(instance, self._settings))
             except (ConfigError, RpcError) as error:
                 kind = (instance.id, error.code if isinstance(error, RpcError) else str(error))
                 self.say_once(f"{self.name} at {instance.address} does not say what it serves: {error}", kind)

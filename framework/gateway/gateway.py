@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from framework.call import Handler, Interceptor, Method
+from framework.certificates import TlsFiles
 from framework.client.connect import connect
 from framework.client.dropin import Channel
 from framework.config import Drain, Settings, active
@@ -37,6 +38,7 @@ from framework.http.settings import HttpSettings
 from framework.reload import watch
 from framework.signals import serve_until_signal
 from framework.telemetry.telemetry import telemetry_for
+from framework.tls import refuse_plain_text
 from framework.workers import program
 from framework.workers.worker import Worker
 
@@ -107,7 +109,7 @@ class Gateway:
                 await running.server.start()
                 exits.push_async_callback(running.server.stop)
                 await exits.enter_async_context(running.following())
-                log.info("the gateway serves on http://%s, from %s", running.address, registry)
+                log.info("the gateway serves on %s, from %s", running.server.url, registry)
             else:  # it gets its share of the calls from the first moment on, and has to know by then what to do
                 await exits.enter_async_context(running.following())
                 with contextlib.suppress(TimeoutError):
@@ -191,7 +193,10 @@ class Running:
         self.front = Front(self._app, web, health_pages(self.unready), docs, self._guard)
         assert web.port is not None  # its parser allows no other
         age = settings.server.connection_age if shared else None
-        self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live, connection_age=age)
+        if not web.tls and not web.plaintext:
+            refuse_plain_text("the gateway", web.host, "gateway")
+        tls = TlsFiles(web.tls, "gateway.tls") if web.tls else None
+        self.server = HttpServer(self.front, web.host, web.port, web.limits, self._live, connection_age=age, tls=tls)
 
     @property
     def address(self) -> str:
@@ -285,7 +290,8 @@ class Running:
             self._changed.set()
 
     def _add(self, name: str) -> None:
-        backend = Backend(name, self._registry, self._changed.set, self.settings.gateway.descriptors.get(name, ""))
+        file = self.settings.gateway.descriptors.get(name, "")
+        backend = Backend(name, self._registry, self._changed.set, self.settings, file)
         self.backends[name] = backend
         self._followers[name] = asyncio.create_task(backend.run())
 

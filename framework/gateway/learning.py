@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from framework.client.connect import connect
+from framework.client.connect import connect_to
 from framework.config import Settings
+from framework.discovery import Instance
 from framework.errors import ConfigError
 from framework.gateway.description import NOT_SERVED, Description
 from framework.reflection import NoReflection, Reflection
 
 
-async def learn(address: str) -> Description:
-    """What the instance at an address says that it serves.
+async def learn(instance: Instance, settings: Settings) -> Description:
+    """What an instance says that it serves.
 
     Raises:
         ConfigError: it does not offer reflection, or what it tells is no description.
         RpcError: it cannot be reached.
     """
-    async with connect(address, settings=Settings()) as channel:
+    async with connect_to(instance, settings) as channel:
         reflection = Reflection(channel)
         try:
             names = [name for name in await reflection.services() if not name.startswith(NOT_SERVED)]

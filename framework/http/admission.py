@@ -14,8 +14,9 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from framework.call import Method
 from framework.errors import ConfigError, Internal, ResourceExhausted, RpcError
-from framework.http.exchange import Scope
+from framework.http.exchange import PEER, Scope
 from framework.http.rates import Buckets, Rate, Rates
+from framework.identity import Peer
 from framework.web import AUTHENTICATED, WebSettings
 
 log = logging.getLogger("framework.http")
@@ -38,6 +39,7 @@ class HttpRequest:
         headers: by name in lower case; of several of a name the last.
         client: the address of the client.
         method: what it calls; None when there is nothing at its path.
+        peer: who is at the other end, by the certificate shown; None for who has shown none.
     """
 
     http: str
@@ -46,6 +48,7 @@ class HttpRequest:
     headers: Mapping[str, str]
     client: str
     method: Method[Any, Any] | None
+    peer: Peer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ def request_of(scope: Scope, method: Method[Any, Any] | None) -> HttpRequest:
         {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]},
         client_of(scope),
         method,
+        scope.get(PEER),
     )
 
 

@@ -34,6 +34,9 @@ PATIENCE = 0.02
 MOST_DIGITS = 18
 """Digits of a length that are looked at; Python makes no number of many thousands."""
 
+PEER = "framework.peer"
+"""Where a scope has who is at the other end, by its certificate."""
+
 LINGER = 1.0
 """Seconds that the rest of a body is taken for, when the answer is there before it."""
 
@@ -256,7 +259,15 @@ class Exchange:
     def call(self, method: Method[Any, Any], request: Any, metadata: Metadata, timeout: float | None) -> Call:
         """The call that the request asks for."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        return Call(method, request, metadata, deadline=deadline, timeout=timeout, peer=peer_of(self.scope))
+        return Call(
+            method,
+            request,
+            metadata,
+            deadline=deadline,
+            timeout=timeout,
+            peer=peer_of(self.scope),
+            wire=self.scope.get(PEER),
+        )
 
     # The response
 

@@ -10,8 +10,11 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from framework.errors import Code
+from framework.http.exchange import PEER
+from framework.identity import Peer
 from framework.web import HttpLimits
 
 
@@ -41,6 +44,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        self._peer = peer_of(transport)
         if len(self.connections) > self.limits.connections:
             self._refuse(503, b"there are too many connections; try again later")
             return
@@ -73,6 +77,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._in_head = True
             self._size = self._part
         super().on_message_begin()
+        self.scope[PEER] = self._peer  # type: ignore[literal-required]  # a key of our own
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -144,6 +149,25 @@ class LimitedProtocol(HttpToolsProtocol):
                 % (STATUS_LINE[status], len(body), body)
             )
         self.transport.close()
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, that knows who is at the other end."""
+
+    async def run_asgi(self) -> None:
+        self.scope[PEER] = peer_of(self.transport)  # type: ignore[literal-required]  # a key of our own
+        await super().run_asgi()
+
+
+def peer_of(transport: asyncio.BaseTransport) -> Peer | None:
+    """Who is at the other end, by a certificate that was verified; None for who has shown none."""
+    certificate = transport.get_extra_info("peercert")
+    if not certificate:
+        return None
+    names = tuple(str(name) for kind, name in certificate.get("subjectAltName", ()))
+    spiffe = [name for name in names if name.startswith("spiffe://")]
+    subject = {key: str(value) for part in certificate.get("subject", ()) for key, value in part}
+    return Peer(names, spiffe[0] if len(spiffe) == 1 else "", subject.get("commonName", ""))
 
 
 def limited(limits: HttpLimits) -> type[LimitedProtocol]:

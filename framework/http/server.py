@@ -12,11 +12,12 @@ from typing import Any
 
 import uvicorn
 
+from framework.certificates import ServerContext, TlsFiles
 from framework.config import Drain
 from framework.errors import ConfigError, Unavailable
 from framework.http.exchange import Conduct
 from framework.http.front import App
-from framework.http.protocol import LimitedProtocol, limited
+from framework.http.protocol import LimitedProtocol, WebSocketProtocol, limited
 from framework.web import HttpLimits
 
 log = logging.getLogger("framework.http")
@@ -49,6 +50,7 @@ class HttpServer:
         option: what a person changes the port with, for messages.
         connection_age: seconds after which a client is to connect anew, because other processes listen on the same
             port and are to have their share; None when there are none.
+        tls: certificates to serve with; None is plain text.
 
     Attributes:
         port: that it listens on.
@@ -64,6 +66,7 @@ class HttpServer:
         *,
         option: str = "--port",
         connection_age: float | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.host = host.strip("[]")
         self.port = port
@@ -71,12 +74,15 @@ class HttpServer:
         self._option = option
         self._age = connection_age
         self._aging: asyncio.TimerHandle | None = None
+        self._tls = tls
+        self._context = None if tls is None else ServerContext.of(tls)
+        self._unfollow: Callable[[], None] | None = None
         self._protocol = limited(limits)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
                 http=self._protocol,
-                ws="websockets-sansio",
+                ws=WebSocketProtocol,
                 ws_max_size=limits.body,
                 interface="asgi3",
                 lifespan="off",
@@ -95,6 +101,11 @@ class HttpServer:
         """`host:port` that this server listens on."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        """What clients call, without a path."""
+        return f"{'http' if self._tls is None else 'https'}://{self.address}"
+
     async def start(self) -> None:
         """Listen.
 
@@ -103,6 +114,11 @@ class HttpServer:
         """
         sock = self._listen()
         self.port = sock.getsockname()[1]
+        config = self._uvicorn.config
+        config.load()
+        config.ssl = self._context  # it makes one of files only, which it would never read again
+        if self._tls is not None:
+            self._unfollow = self._tls.follow()
         self._task = asyncio.create_task(self._uvicorn.serve(sockets=[sock]))
         while not self._uvicorn.started:  # a turn or two of the loop
             if self._task.done():
@@ -175,6 +191,8 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Stop now; calls in flight end with UNAVAILABLE."""
+        if self._unfollow is not None:
+            self._unfollow()
         task, self._task = self._task, None
         if task is None:
             return

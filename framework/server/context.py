@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 from framework.call import Call, Criticality, Metadata, Method, Outcome
 from framework.errors import Code, RpcError, error_for
-from framework.identity import Identity
+from framework.identity import Identity, Peer
 from framework.interceptors.criticality import BY_NAME
 from framework.interceptors.criticality import KEY as CRITICALITY
 from framework.interceptors.request_id import KEY as REQUEST_ID
@@ -41,6 +41,9 @@ class Wire(Protocol):
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """What the transport's security knows of the peer."""
+
+    def peer_identity(self) -> Peer | None:
+        """Who the peer is by its certificate; None when it has shown none."""
 
     def set_compression(self, compression: Any) -> None:
         """Compress replies; before headers are sent."""
@@ -205,6 +208,12 @@ class Context:
     @property
     def identity(self) -> Identity | None:
         return self._call.identity
+
+    @property
+    def peer_identity(self) -> Peer | None:
+        """Who has called, by the certificate of its connection; None without one."""
+        found: Peer | None = self._call.wire.peer_identity()
+        return found
 
     def invocation_metadata(self) -> Metadata:
         """What the caller sent, as pairs of key and value."""

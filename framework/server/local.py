@@ -12,12 +12,19 @@ from typing import Any
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream, current
 from framework.errors import DeadlineExceeded, RpcError, Unimplemented
+from framework.identity import Peer
 from framework.server.context import PUSHBACK, ServerCall, incoming_call
 from framework.server.pipeline import Bound, Pipeline, _raise_for_ending
 
 
 class _Wire:
     """Of a call that has none: headers stay with the call, from where its caller takes them."""
+
+    def __init__(self, peer: Peer | None = None) -> None:
+        self._peer = peer
+
+    def peer_identity(self) -> Peer | None:
+        return self._peer
 
     async def send_header(self, metadata: Metadata) -> None:
         pass
@@ -95,7 +102,8 @@ def _serving(bound: Bound, call: Call) -> ServerCall:
     request = call.request
     if bound.method.client_streaming and not hasattr(request, "__anext__"):
         request = aiter(request) if hasattr(request, "__aiter__") else _each(request)
-    serving = incoming_call(bound.method, call.metadata, deadline=call.deadline, peer=call.peer, wire=_WIRE)
+    wire = _WIRE if call.wire is None else _Wire(call.wire)
+    serving = incoming_call(bound.method, call.metadata, deadline=call.deadline, peer=call.peer, wire=wire)
     serving.request = request
     return serving
 

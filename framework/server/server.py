@@ -8,12 +8,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from framework.certificates import TlsFiles
 from framework.config import Drain, ServerSettings
-from framework.errors import Unavailable
+from framework.errors import ConfigError, Unavailable
 from framework.server import wire
 from framework.server.health import Health
 from framework.server.pipeline import Pipeline
 from framework.server.reflection import add_reflection
+from framework.tls import refuse_plain_text
 
 log = logging.getLogger("framework.server")
 
@@ -57,6 +59,7 @@ class Server:
         self._interceptors = tuple(grpc_interceptors)
         self._shared = shared
         self._server: Any = None
+        self._unfollow: Callable[[], None] | None = None
 
     @property
     def address(self) -> str:
@@ -87,8 +90,9 @@ class Server:
         """Listen, and answer SERVING.
 
         Raises:
-            ConfigError: the address cannot be had.
+            ConfigError: the address cannot be had, or certificates cannot be used.
         """
+        tls = self._tls()
         for method in self.health.__methods__:
             if self.pipeline.find(method.path) is None:
                 self.pipeline.add_method(method, getattr(self.health, method.name))
@@ -101,8 +105,26 @@ class Server:
             self.settings,
             interceptors=self._interceptors,
             shared_for=self.settings.connection_age if self._shared else None,
+            tls=tls,
         )
+        if tls is not None:
+            self._unfollow = tls.follow()
         self.health.serving()
+
+    def _tls(self) -> TlsFiles | None:
+        settings = self.settings
+        if settings.tls:
+            if settings.tls.clients != "required" or settings.tls.minimum != "1.2":
+                what, can = (
+                    (f"minimum is {settings.tls.minimum}", "speaks TLS 1.2 and 1.3, whatever is asked of it")
+                    if settings.tls.clients == "required"
+                    else ("clients is optional", "asks every client for a certificate, or none")
+                )
+                raise ConfigError(f"server.tls.{what}, and gRPC in Python {can}; for HTTP say so in [server.http.tls]")
+            return TlsFiles(settings.tls, "server.tls")
+        if not settings.plaintext:
+            refuse_plain_text("the server", settings.host, "server")
+        return None
 
     async def drain(self, drain: Drain | None = None) -> None:
         """Stop without losing a call: keep accepting for `delay`, then refuse new calls and let those in flight end.
@@ -133,9 +155,16 @@ class Server:
                 stopping.cancel()
                 await self.stop()
         self._server = None
+        self._forget_tls()
+
+    def _forget_tls(self) -> None:
+        if self._unfollow is not None:
+            self._unfollow()
+            self._unfollow = None
 
     async def stop(self) -> None:
         """Stop now; calls in flight end with UNAVAILABLE."""
+        self._forget_tls()
         if self._server is not None:
             self.health.shut_down()
             self._expel(_everything)

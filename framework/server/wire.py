@@ -15,9 +15,11 @@ import grpc
 import grpc.aio
 
 from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
+from framework.certificates import Material, TlsFiles
 from framework.config import ServerSettings
 from framework.details import ORIGIN
 from framework.errors import ConfigError, RpcError
+from framework.identity import Peer
 from framework.loop import guard_loop
 from framework.server import context as server_context
 from framework.server.context import ServerCall, incoming_call
@@ -65,11 +67,28 @@ class GrpcWire:
         found: Mapping[str, Iterable[bytes]] = self._context.auth_context()
         return found
 
+    def peer_identity(self) -> Peer | None:
+        found = self._context.auth_context()
+        names = found.get("x509_subject_alternative_name")
+        subject = found.get("x509_common_name")
+        if not names and not subject:
+            return None
+        spiffe = found.get("peer_spiffe_id")
+        return Peer(
+            tuple(_text(name) for name in names or ()),
+            _text(spiffe[0]) if spiffe else "",
+            _text(subject[0]) if subject else "",
+        )
+
     def set_compression(self, compression: Any) -> None:
         self._context.set_compression(compression)
 
     def disable_next_message_compression(self) -> None:
         self._context.disable_next_message_compression()
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
 class Requests(Stream[Any]):
@@ -257,12 +276,36 @@ def unusable(host: str, port: int, option: str = "--port") -> ConfigError:
     )
 
 
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials that follow the files; a connection keeps those that it began with."""
+    given = tls.current
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Asked on a thread of grpc's before every handshake; None is to go on with the ones that it has."""
+        nonlocal given
+        if (current := tls.current) is given:
+            return None
+        given = current
+        return _configuration(current)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(given),
+        fetch,  # type: ignore[arg-type]  # it may return None, as its documentation says
+        bool(given.ca),
+    )
+
+
+def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.ca or None)
+
+
 async def listen(
     pipeline: Pipeline,
     settings: ServerSettings,
     *,
     interceptors: Iterable[Any] = (),
     shared_for: float | None = None,
+    tls: TlsFiles | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Start a grpc.aio server for a pipeline; returns it and the port it is bound to.
 
@@ -271,6 +314,7 @@ async def listen(
         interceptors: a user's own grpc.aio server interceptors.
         shared_for: other processes listen on the port too; seconds after which a client is told to connect anew,
             wherever that leads. Without it the port is this process's alone.
+        tls: certificates to serve with; None is plain text.
 
     Raises:
         ConfigError: the address cannot be had.
@@ -309,7 +353,7 @@ async def listen(
     host = host.strip("[]")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        bound = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, _credentials(tls))
     except RuntimeError:
         bound = 0
     if not bound:

@@ -17,6 +17,7 @@ from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
 from framework.details import from_metadata
 from framework.errors import Cancelled, DeadlineExceeded, RpcError, Unavailable, Unimplemented, error_for
+from framework.identity import Peer
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.server.context import ServerCall, incoming_call
 from framework.server.pipeline import Bound, Broken, internal, status_of
@@ -46,6 +47,9 @@ class MemoryWire:
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         return {}
 
+    def peer_identity(self) -> Peer | None:
+        return None
+
     def set_compression(self, compression: Any) -> None:
         pass
 
@@ -55,6 +59,9 @@ class MemoryWire:
 
 class MemoryTransport:
     """The way to a service hosted in this process."""
+
+    problem = ""
+    outdated = False
 
     def __init__(self, hosted: Hosted) -> None:
         self._hosted = hosted

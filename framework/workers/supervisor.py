@@ -338,7 +338,7 @@ class _Registration:
         host, port = where
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if instance is None:
-            log.info("%s serves on http://%s", self._name, address)
+            log.info("%s serves on %s", self._name, address)
         elif registry is None:
             log.info("%s serves on %s, not registered", self._name, address)
         else:

@@ -18,6 +18,7 @@ import pytest
 from framework import Instance
 from framework.cli import main
 from framework.cli.call import find
+from framework.config import Settings
 from framework.discovery.targets import open_registry
 from framework.errors import ConfigError
 from tests.cli.lab import Serving, framework, serving, start, write
@@ -243,7 +244,7 @@ async def test_registered_and_silent(tmp_path: Path) -> None:
     async with aclosing(registry):
         await registry.register(Instance("dead-1", "dead", address))
         with pytest.raises(ConfigError) as caught:
-            await find("", "lab.v1.Lab", url)
+            await find("", "lab.v1.Lab", url, Settings())
     reason = f"dead (cannot connect to dead at {address} (instances from {url}))"
     assert str(caught.value) == f"no registered service serves lab.v1.Lab. What these serve is not known: {reason}"
 

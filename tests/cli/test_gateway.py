@@ -77,7 +77,7 @@ def test_http_beside_grpc(folder: Path) -> None:
         (["--port", "many"], "", "port is 'many'; it must be a whole number from 0 to 65535"),
         (["--services", "a b"], "", "services has 'a b', which is no name of a service"),
         (["--registry", "nowhere"], "", "Registry 'nowhere' is not understood"),
-        (["--host", "192.0.2.1"], "", "cannot listen on 192.0.2.1: it is no address of this machine"),
+        (["--host", "192.0.2.1", "--plaintext"], "", "cannot listen on 192.0.2.1: it is no address of this machine"),
         ([], "[gateway]\ncorss = {}", "gateway.corss is not a setting. Did you mean cors?"),
         ([], "[gateway]\ncors = {origins = ['*'], credentials = true}", "would let every page act for the user"),
         ([], "[gateway]\ndescriptors = 'shop.binpb'", "gateway.descriptors is 'shop.binpb'; it must be a table"),

@@ -21,6 +21,8 @@ class FakeTransport:
     """A transport that is in the state the test says, and counts the wishes to connect.
 
     Attributes:
+        problem: why it has failed.
+        outdated: another one would have other certificates.
         answer: what becomes of a call on it.
         on_connect: what a wish to connect leads to.
     """
@@ -28,6 +30,8 @@ class FakeTransport:
     def __init__(self, *, ready: bool = True, failed: bool = False) -> None:
         self.ready = ready
         self.failed = failed
+        self.problem = ""
+        self.outdated = False
         self.connects = 0
         self.closed = False
         self.changed: Callable[[], None] = lambda: None

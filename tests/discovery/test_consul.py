@@ -103,11 +103,14 @@ async def test_entry_is_what_consul_users_expect(consul: ConsulAgent, open_consu
     assert len(lease) == 16
 
 
+OVER_TLS: dict[str, object] = {"GRPCUseTLS": True, "TLSSkipVerify": True}
+
+
 @pytest.mark.parametrize(
     ("address", "check", "expected"),
     [
         ("127.0.0.1:80", Check(), {"GRPC": "127.0.0.1:80", "GRPCUseTLS": False, "Interval": "2s"}),
-        ("[::1]:80", Check("grpc-tls", 0.5), {"GRPC": "[::1]:80", "GRPCUseTLS": True, "Interval": "0.5s"}),
+        ("[::1]:80", Check("grpc-tls", 0.5), {"GRPC": "[::1]:80", **OVER_TLS, "Interval": "0.5s"}),
         ("public:80", Check(host="private"), {"GRPC": "private:80", "GRPCUseTLS": False, "Interval": "2s"}),
         ("127.0.0.1:80", Check("ttl", interval=0.5), {"TTL": "1.5s"}),
     ],

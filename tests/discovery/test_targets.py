@@ -110,7 +110,7 @@ def test_registry_says_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("consul://host:8500/catalog", "is not understood"),
         ("consul://host:99999", "is not a URL"),
         ("consul://host?colour=red", "'colour' is not one of dc, tls, ca"),
-        ("consul://host?check=http", "one of grpc, grpc-tls, ttl, not 'http'"),
+        ("consul://host?check=http", "one of auto, grpc, grpc-tls, ttl, not 'http'"),
         ("consul://host?interval=often", "interval and hold are numbers of seconds"),
         ("consul://host?interval=0", "every 0.1 to 3600 seconds"),
         ("consul://host?verify=maybe", "verify is true or false"),

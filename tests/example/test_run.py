@@ -24,10 +24,12 @@ from tests.example.running import ROOT, Running, clean_environment, running
 from tests.tools import tool
 
 
-@pytest.mark.parametrize("registry", ["local", "consul"])
-def test_once_places_its_orders_and_ends(tmp_path: Path, registry: str, request: pytest.FixtureRequest) -> None:
-    """100 orders, none failed, every kind of stream used, and nothing left behind."""
-    arguments = ["--once"]
+@pytest.mark.parametrize(("registry", "tls"), [("local", False), ("local", True), ("consul", False)])
+def test_once_places_its_orders_and_ends(
+    tmp_path: Path, registry: str, tls: bool, request: pytest.FixtureRequest
+) -> None:
+    """100 orders, none failed, every kind of stream used, and nothing left behind; in plain text and with mTLS."""
+    arguments = ["--once", *(["--tls"] if tls else [])]
     if registry == "consul":
         agent: MakeAgent = request.getfixturevalue("consul_agent")
         arguments += ["--registry", f"consul://{agent().address}"]
@@ -153,8 +155,25 @@ def grpcurl(*arguments: str, stdin: str | None = None) -> str:
     return ran.stdout
 
 
+def test_the_commands_with_certificates_can_be_copied(tmp_path: Path) -> None:
+    """So do those that it prints with mTLS; without their certificates they do not."""
+    with running(tmp_path, "--tls") as shop:
+        shop.until("kill -9")
+        copy_commands(shop)
+        ran = subprocess.run(
+            [tool("grpcurl"), "-plaintext", "-max-time", "3", shop.addresses["catalog-1"], "list"],
+            capture_output=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert ran.returncode != 0
+        assert shop.end(signal.SIGINT) == 0, shop
+
+
 def test_the_commands_it_prints_can_be_copied(shop: Running) -> None:
     """Each works in a shell as it stands, but for the last: that one kills."""
+    copy_commands(shop)
+
+
+def copy_commands(shop: Running) -> None:
     printed = [line.strip() for line in shop.lines if line.startswith("  ")]
     path = os.pathsep.join((str(Path(tool("grpcurl")).parent), os.environ["PATH"]))
     for command in printed[:-1]:
@@ -169,7 +188,8 @@ def test_the_commands_it_prints_can_be_copied(shop: Running) -> None:
         )
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
         assert any(word in ran.stdout for word in ("shop.catalog.v1", "Pine desk lamp", "payments", '"available":'))
-    assert [shlex.split(command)[0].rpartition("/")[2] for command in printed] == [
+    words = [[word for word in shlex.split(command) if not word.startswith("FRAMEWORK_")] for command in printed]
+    assert [command[0].rpartition("/")[2] for command in words] == [
         *(["curl"] * 3),
         *(["grpcurl"] * 3),
         *(["framework"] * 2),

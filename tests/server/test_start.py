@@ -182,7 +182,7 @@ async def test_address_of_a_server_that_listens_everywhere(host: str) -> None:
     if host == "::" and not _has_ipv6():
         pytest.skip("this machine has no IPv6")
     try:
-        address = await _advertised(settings(host=host))
+        address = await _advertised(settings(host=host, plaintext=True))
     except ConfigError as error:
         address = str(error)
     assert address.endswith((":{port}", "--advertise"))  # the latter on a machine without a network
@@ -203,7 +203,7 @@ async def test_port_in_use() -> None:
 async def test_host_of_another_machine() -> None:
     """An address that is not this machine's is said to be none, with what to do."""
     with pytest.raises(ConfigError) as caught:
-        async with Service("echo", servicers=[Echo()]).running(settings(host="192.0.2.1")):
+        async with Service("echo", servicers=[Echo()]).running(settings(host="192.0.2.1", plaintext=True)):
             pass
     assert "192.0.2.1" in str(caught.value)
     assert "--host" in str(caught.value)
