@@ -35,9 +35,8 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 def test_traceparent(text: str, expected: tuple[str, str, int] | None) -> None:
     """A traceparent is read as W3C has it; whatever is none says nothing."""
     found = span_context_of(text)
-    assert expected == (
-        None if found is None else (f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags)
-    )
+    shown = None if found is None else (f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags)
+    assert expected == shown
 
 
 def context_of(metadata: Metadata) -> SpanContext:
