@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 
-from framework import Context
+from framework import Call, Context
 from framework.http.app import HttpApp
 from framework.http.methods import services_in
 from framework.server.local import Local
@@ -125,3 +125,18 @@ async def test_a_client_that_goes(recorder: Recorder) -> None:
     http, call = recorder.spans
     assert told(call)["rpc.response.status_code"] == "CANCELLED"
     assert "http.response.status_code" not in told(http)
+
+
+async def test_between_the_messages(recorder: Recorder) -> None:
+    """A call in the task of its caller is current there while the handler works, and at no other time."""
+    pipeline = Pipeline(telemetry=recorder.telemetry)
+    shop = Nested(recorder)
+    pipeline.add(shop)
+    methods = {method.name: method for method in shop.__methods__}
+    thing = methods["Buy"].request(name="p1")
+    await Local(pipeline).bind(methods["Buy"])(Call(methods["Buy"], thing))
+    current = [trace.get_current_span()]
+    async for _ in await Local(pipeline).bind(methods["Watch"])(Call(methods["Watch"], thing)):
+        current.append(trace.get_current_span())
+    assert [*current, trace.get_current_span()] == [trace.INVALID_SPAN] * 4
+    assert [span.name for span in recorder.spans] == ["lab.Shop/Buy", "work", "lab.Shop/Watch", "part 0", "part 1"]
