@@ -383,7 +383,7 @@ class Attempts:
                 tries.sent += 1
                 if error.code is Code.DEADLINE_EXCEEDED and call.deadline != tries.deadline:
                     tries.timed_out = call.deadline is not None and now >= call.deadline - LATE
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             outcome = Outcome(Code.CANCELLED, error, remote=False)
         else:
             outcome = Outcome(Code.UNKNOWN, error, remote=False, sent=False)

@@ -24,7 +24,7 @@ class Channel(Protocol):
 
 def outcome_of(call: Call, error: BaseException) -> Outcome:
     """How a call ended that raised this here."""
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter when its coroutine is closed
         return Outcome(Code.CANCELLED, error, remote=False)
     if isinstance(error, RpcError) and not error.method:
         error.method = call.method.full_name  # an interceptor's own: no handler is to pass it on as its own

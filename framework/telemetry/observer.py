@@ -58,6 +58,14 @@ class Durations:
         return found
 
 
+def trace_id_of(call: Call) -> str:
+    """The id of the trace that a call belongs to, 32 hex digits; empty when it is not known."""
+    if call.trace is not None:
+        return f"{call.trace.context.trace_id:032x}"
+    said = call.get("traceparent")
+    return said[3:35] if isinstance(said, str) and len(said) >= 55 else ""
+
+
 def pass_on(call: Call) -> None:
     """Let a call carry the trace of the call being served, as it came: this process has no tracing of its own."""
     serving = current.get()

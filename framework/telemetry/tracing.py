@@ -433,11 +433,3 @@ class HttpTracing:
 def _client(peer: str) -> str:
     """The address of a peer, without the port, which tells nobody anything."""
     return str(place_of(peer, "client")["client.address"])
-
-
-def trace_id_of(call: Call) -> str:
-    """The id of the trace that a call belongs to, 32 hex digits; empty when it is not known."""
-    if call.trace is not None:
-        return f"{call.trace.context.trace_id:032x}"
-    said = call.get(TRACEPARENT)
-    return said[3:35] if isinstance(said, str) and len(said) >= 55 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
 import socket
 import sys
 from typing import Any
@@ -100,6 +101,33 @@ async def test_a_receiver_that_does_not_answer(caplog: pytest.LogCaptureFixture)
             began = loop.time()
         assert loop.time() - began < 2.0
     assert "telemetry was not sent within 0.2 s: what was left of it is lost" in caplog.text
+
+
+CLIENT = """
+import asyncio, sys
+from framework import connect
+from framework.rpc import UnaryReply
+from tests.telemetry.test_traces import CHARGE, ONE
+
+async def main():
+    async with connect(sys.argv[1]) as channel:
+        await UnaryReply(channel.bind(CHARGE), CHARGE, ONE)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_client_alone() -> None:
+    """A program that only calls sends what it has at its end, by its own name."""
+    service = Service("payments", servicers=[Payments()])
+    async with receiver("grpc") as received, service.running(settings()) as server:
+        environ = {**os.environ, "FRAMEWORK_TELEMETRY_ENDPOINT": f"http://127.0.0.1:{received.port}"}
+        program = ("-W", "error", "-c", CLIENT, f"127.0.0.1:{server.port}")
+        child = await asyncio.create_subprocess_exec(sys.executable, *program, env=environ)
+        assert await child.wait() == 0
+        names = ["Attempt shop.Payments/Charge", "shop.Payments/Charge"]
+        assert sorted(received.spans) == [("-c", name) for name in names]
+        assert "rpc.client.call.duration" in received.metrics
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from framework.config import Drain, ServerSettings
 from framework.policy import BackoffSettings, ClientSettings, HedgeSettings, RetrySettings
 from framework.rpc import UnaryReply
 from framework.telemetry.names import ATTEMPTS, HTTP_DURATION, PICKS
-from framework.telemetry.propagation import continued, inject
+from framework.telemetry.propagation import continued, inject, traceparent_of
 from framework.telemetry.telemetry import Telemetry, active
 from framework.testing import Network
 from tests.gateway.lab import Shop, town
@@ -152,6 +152,8 @@ async def test_retries(recorder: Recorder) -> None:
         assert await UnaryReply(channel.bind(CHARGE), CHARGE, ONE) == ONE
         await until(lambda: len(recorder.spans) >= 7)
     attempts = recorder.named("Attempt shop.Payments/Charge")
+    arrived = [[value for key, value in call.metadata if key == "traceparent"] for call in scripted.calls]
+    assert arrived == [[traceparent_of(context)] for span in attempts if (context := span.get_span_context())]
     assert [(told(span).get("framework.attempt"), told(span).get("framework.attempt.kind")) for span in attempts] == [
         (None, None),
         (2, "retry"),
