@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, discovery, gateway, http, start, telemetry, tls, workers
+from bench import auth, calls, discovery, gateway, http, start, telemetry, tls, workers
 from bench.harness import Row
 
 BENCHES = {
@@ -23,6 +23,7 @@ BENCHES = {
     "consul": discovery.consul,
     "http": http.http,
     "gateway": gateway.gateway,
+    "auth": auth.auth,
     "start": start.start,
     "telemetry": telemetry.telemetry,
     "workers": workers.workers,

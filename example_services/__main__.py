@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 from example_services.runner.certificates import Certificates, settings_of
 from example_services.runner.customers import Customers, Tally
 from example_services.runner.fleet import SERVICES, Fleet
+from example_services.runner.secured import secure, token
 from example_services.runner.shopfront import buy_over_http, shopfront
 from example_services.runner.view import View
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
 from example_services.shop.orders.v1.orders_pb2 import OrderItem
 from example_services.shop.orders.v1.orders_rpc import OrdersClient
-from framework import FrameworkError, RpcError, connect
+from framework import FrameworkError, RpcError, bearer, connect
 
 ORDERS = 100  # with --once
 AT_ONCE = 4  # of them at the same time
@@ -40,16 +41,17 @@ def main() -> int:
         "--port", type=int, metavar="PORT", help=f"for HTTP (default {PORT}; with --once any free one, as 0 always is)"
     )
     parser.add_argument("--tls", action="store_true", help="with mTLS between all of them, and HTTPS for customers")
+    parser.add_argument("--auth", action="store_true", help="callers have to show who they are; prints how")
     args = parser.parse_args()
     port = args.port if args.port is not None else 0 if args.once else PORT
     try:
-        return asyncio.run(run(args.registry, port, once=args.once, tls=args.tls))
+        return asyncio.run(run(args.registry, port, once=args.once, tls=args.tls, auth=args.auth))
     except FrameworkError as error:
         print(f"example_services: {error}", file=sys.stderr)
         return 1
 
 
-async def run(registry: str | None, port: int, *, once: bool, tls: bool = False) -> int:
+async def run(registry: str | None, port: int, *, once: bool, tls: bool = False, auth: bool = False) -> int:
     """Start the shop, let customers buy, end it; returns the exit code. Ctrl-C ends it, a second one at once."""
     task = asyncio.current_task()
     assert task is not None
@@ -61,32 +63,38 @@ async def run(registry: str | None, port: int, *, once: bool, tls: bool = False)
             registry = registry or f"sqlite:///{directory}/registry.db"
             certificates = Certificates.make(Path(directory), tuple(SERVICES)) if tls else None
             settings = settings_of(certificates)
+            secured = secure(Path(directory)) if auth else None
+            # The customers may order, and fill the warehouse.
+            shown = token(secured, "customers", "buyer", "staff") if secured else ""
+            showing = [bearer(shown)] if shown else []
             async with (
-                Fleet.start(Path(directory), registry, view.say, certificates) as fleet,
-                shopfront(port, fleet.registry, certificates) as url,
+                Fleet.start(Path(directory), registry, view.say, certificates, secured) as fleet,
+                shopfront(port, fleet.registry, certificates, secured) as url,
             ):
                 await fleet.until_serving()
                 async with (
-                    connect("orders", settings=settings, registry=fleet.registry) as orders,
-                    connect("inventory", settings=settings, registry=fleet.registry) as inventory,
+                    connect("orders", settings=settings, registry=fleet.registry, interceptors=showing) as orders,
+                    connect("inventory", settings=settings, registry=fleet.registry, interceptors=showing) as inventory,
                     view.showing(fleet, tally, url),
                 ):
                     customers = Customers(OrdersClient(orders), InventoryClient(inventory), tally, view.say)
-                    await fleet.during(buy_once(customers, url, certificates, view) if once else buy(customers, view))
+                    await fleet.during(
+                        buy_once(customers, url, certificates, view, shown) if once else buy(customers, view)
+                    )
     except asyncio.CancelledError:
         task.uncancel()
     view.say(str(tally))
     return 1 if tally.failed else 0
 
 
-async def buy_once(customers: Customers, url: str, certificates: Certificates | None, view: View) -> None:
+async def buy_once(customers: Customers, url: str, certificates: Certificates | None, view: View, token: str) -> None:
     """Place orders, one of them over HTTP, and use each kind of stream."""
     await customers.buy_many(ORDERS - 2, AT_ONCE)
     basket = await customers.fill_basket()
     items = [OrderItem(product_id=line.product_id, quantity=line.quantity) for line in basket.lines]
     if order := await customers.place(items, basket.total):
         await customers.follow(order)
-    await buy_over_http(url, certificates, customers.tally, view.say)
+    await buy_over_http(url, certificates, customers.tally, view.say, token)
     await customers.fill_warehouse()
 
 

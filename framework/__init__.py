@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Unknown,
     )
     from framework.identity import Identity, Peer
+    from framework.interceptors.identity import bearer
     from framework.policy import (
         BackoffSettings,
         BreakerSettings,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         OutlierSettings,
         RetrySettings,
     )
+    from framework.security.authentication import Authenticator, Credentials
     from framework.server.context import Context
     from framework.server.servicer import Servicer
     from framework.service import Service
@@ -77,10 +79,12 @@ _HOMES = {
         "Unimplemented Unknown"
     ),
     "framework.identity": "Identity Peer",
+    "framework.interceptors.identity": "bearer",
     "framework.policy": (
         "BackoffSettings BreakerSettings BudgetSettings BulkheadSettings ClientSettings HedgeSettings "
         "KeepaliveSettings LimiterSettings MethodSettings OutlierSettings RetrySettings"
     ),
+    "framework.security.authentication": "Authenticator Credentials",
     "framework.server.context": "Context",
     "framework.server.servicer": "Servicer",
     "framework.service": "Service",
@@ -103,6 +107,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Authenticator",
     "BackoffSettings",
     "BreakerSettings",
     "BudgetSettings",
@@ -114,6 +119,7 @@ __all__ = [
     "Code",
     "ConfigError",
     "Context",
+    "Credentials",
     "Criticality",
     "DataLoss",
     "DeadlineExceeded",
@@ -155,5 +161,6 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Unknown",
+    "bearer",
     "connect",
 ]

@@ -73,6 +73,7 @@ class Method(Generic[Req, Res]):
         idempotency: what the proto declares.
         timeout: default deadline in seconds that the proto declares, or None.
         options: what else the proto says of how it is called, as `[client.NAME.methods.METHOD]` would say it.
+        access: who may call it, as the proto says: any of these, and everybody who is allowed when there are none.
         encode, decode: what this side sends and receives with, instead of the codec of its message classes.
     """
 
@@ -85,6 +86,7 @@ class Method(Generic[Req, Res]):
     idempotency: Idempotency = Idempotency.UNKNOWN
     timeout: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    access: tuple[Mapping[str, Any], ...] = ()
     encode: Callable[[Any], bytes] | None = None
     decode: Callable[[bytes], Any] | None = None
     full_name: str = field(init=False)

@@ -21,6 +21,7 @@ from framework.http.front import Front
 from framework.http.pages import docs_pages, health_pages
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
+from framework.security.guard import Guard
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
 from framework.server.server import Server
@@ -29,11 +30,14 @@ from framework.tls import refuse_plain_text
 log = logging.getLogger("framework.http")
 
 
-def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: bool = False) -> HttpServer:
+def http_beside(
+    name: str, server: Server, settings: ServerSettings, security: Guard | None = None, *, shared: bool = False
+) -> HttpServer:
     """The HTTP server for the methods of a gRPC server, which has started.
 
     Args:
         name: of the service.
+        security: who callers are, and whether they may.
         shared: other processes serve on the same port.
 
     Raises:
@@ -44,7 +48,7 @@ def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: 
     if shared and not web.port:
         raise ConfigError("workers cannot share any free port for HTTP; choose one with --http")
     live: set[Conduct] = set()
-    admission = Admission(web)
+    admission = Admission(web, security)
     app = HttpApp(
         _described(server.pipeline),
         Local(server.pipeline).bind,
@@ -56,8 +60,8 @@ def http_beside(name: str, server: Server, settings: ServerSettings, *, shared: 
     def unready() -> str:
         return "" if server.health.is_serving else f"{server.address} does not serve"
 
-    docs = docs_pages(lambda: app.services, name, app.settings)
-    front = Front(app, web, health_pages(unready), docs, app.guard)
+    docs = docs_pages(lambda: app.services, name, app.settings, security)
+    front = Front(app, web, health_pages(unready), docs, admission.known)
     age = settings.connection_age if shared else None
     return HttpServer(
         front, settings.host, web.port or 0, web.limits, live,

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
+from framework.access import AccessSettings, AuthSettings
 from framework.errors import ConfigError
 from framework.observation import TelemetrySettings
 from framework.parsing import (
@@ -189,6 +190,8 @@ class Settings:
         clients: settings by service name, complete.
         gateway: what `framework gateway` does; it drains as `server` says.
         telemetry: what the process tells of itself.
+        auth: how callers prove who they are, to a server and to the gateway.
+        access: who may call what.
         source: where they were read from; None for settings made in code.
     """
 
@@ -198,6 +201,8 @@ class Settings:
     clients: Mapping[str, ClientSettings] = field(default_factory=lambda: MappingProxyType({}))
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     source: Source | None = field(default=None, compare=False, repr=False)
 
     def client_for(self, service: str) -> ClientSettings:
@@ -249,7 +254,7 @@ class Settings:
 
     @classmethod
     def _from_tables(cls, tables: Mapping[str, Any], variables: Sequence[_Variable]) -> Settings:
-        known = {"registry": None, "server": None, "client": None, "gateway": None, "telemetry": None}
+        known = dict.fromkeys(("registry", "server", "client", "gateway", "telemetry", "auth", "access"))
         for name in tables:
             if name not in known:
                 raise ConfigError(f"{name} is not a setting.{suggest(name, known)}")
@@ -272,6 +277,8 @@ class Settings:
             },
             gateway=over(GatewaySettings.parse(tables.get("gateway", {}), "gateway")),
             telemetry=over(TelemetrySettings.parse(tables.get("telemetry", {}), "telemetry")),
+            auth=over(AuthSettings.parse(tables.get("auth", {}), "auth")),
+            access=over(AccessSettings.parse(tables.get("access", {}), "access")),
         )
 
 
@@ -290,6 +297,8 @@ _PREFIXES: Mapping[str, type[Table]] = {
     "FRAMEWORK_CLIENT_": ClientSettings,
     "FRAMEWORK_GATEWAY_": GatewaySettings,
     "FRAMEWORK_TELEMETRY_": TelemetrySettings,
+    "FRAMEWORK_AUTH_": AuthSettings,
+    "FRAMEWORK_ACCESS_": AccessSettings,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import descriptor, descriptor_pb2, duration_pb2, message_factory
 
 from framework import options_pb2
+from framework.access import rules_declared
 from framework.call import Idempotency, Method
 from framework.errors import ConfigError
 from framework.parsing import NONE
@@ -48,6 +49,8 @@ def declared(options: descriptor_pb2.MethodOptions) -> tuple[float | None, dict[
     said: dict[str, Any] = {}
     for field, value in options.Extensions[options_pb2.method].ListFields():
         name = field.name
+        if name == "access":
+            continue
         try:
             if name == "timeout":
                 timeout = _plain(name, value)
@@ -61,6 +64,32 @@ def declared(options: descriptor_pb2.MethodOptions) -> tuple[float | None, dict[
         if plain != {}:
             said[name] = plain
     return timeout, said
+
+
+def access_declared(
+    service: descriptor_pb2.ServiceOptions, method: descriptor_pb2.MethodOptions
+) -> tuple[dict[str, Any], ...]:
+    """Who may call a method, as its options say, or those of its service.
+
+    Raises:
+        OptionError: something that no rule can say.
+    """
+    said = method.Extensions[options_pb2.method].access or service.Extensions[options_pb2.service].access
+    found = tuple({field.name: _plain(field.name, value) for field, value in one.ListFields()} for one in said)
+    try:
+        rules_declared(found)
+    except ConfigError as error:
+        raise OptionError(str(error), options_pb2.MethodOptions.ACCESS_FIELD_NUMBER) from None
+    return found
+
+
+def access_of(described: descriptor.MethodDescriptor) -> tuple[dict[str, Any], ...]:
+    """Who may call the method that a descriptor describes. Raises OptionError."""
+    service: Any = described.containing_service
+    return access_declared(
+        descriptor_pb2.ServiceOptions.FromString(service.GetOptions().SerializeToString()),
+        descriptor_pb2.MethodOptions.FromString(described.GetOptions().SerializeToString()),
+    )
 
 
 def method_of(described: descriptor.MethodDescriptor) -> Method[Any, Any]:
@@ -82,6 +111,7 @@ def method_of(described: descriptor.MethodDescriptor) -> Method[Any, Any]:
         idempotency=Idempotency(options.idempotency_level),
         timeout=timeout,
         options=said,
+        access=access_of(described),
     )
 
 

@@ -7,29 +7,39 @@ from google.protobuf.internal import builder as _builder
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66ramework/options.proto\x12\tframework\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf8\x02\n\rMethodOptions\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x61ttempt_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04idle\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x05retry\x18\x04 \x01(\x0b\x32\x10.framework.Retry\x12\x1f\n\x05hedge\x18\x05 \x01(\x0b\x32\x10.framework.Hedge\x12%\n\x08\x62ulkhead\x18\x06 \x01(\x0b\x32\x13.framework.Bulkhead\x12\x14\n\x07\x62reaker\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12+\n\x0b\x63riticality\x18\x08 \x01(\x0e\x32\x16.framework.Criticality\x12\x17\n\nidempotent\x18\t \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_breakerB\r\n\x0b_idempotent\"O\n\x0bHttpOptions\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x10\n\x08location\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x10\n\x08if_match\x18\x04 \x01(\t\"_\n\x05Retry\x12\x15\n\x08\x61ttempts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x63odes\x18\x02 \x03(\t\x12#\n\x07\x62\x61\x63koff\x18\x03 \x01(\x0b\x32\x12.framework.BackoffB\x0b\n\t_attempts\"\x81\x01\n\x07\x42\x61\x63koff\x12*\n\x07initial\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x07maximum\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07_factor\"}\n\x05Hedge\x12\x17\n\nextra_load\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x08\x61ttempts\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\r\n\x0b_extra_loadB\x0b\n\t_attempts\"F\n\x08\x42ulkhead\x12\x12\n\x05\x63\x61lls\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05queue\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_callsB\x08\n\x06_queue*n\n\x0b\x43riticality\x12\x1b\n\x17\x43RITICALITY_UNSPECIFIED\x10\x00\x12\x11\n\rCRITICAL_PLUS\x10\x01\x12\x0c\n\x08\x43RITICAL\x10\x02\x12\x12\n\x0eSHEDDABLE_PLUS\x10\x03\x12\r\n\tSHEDDABLE\x10\x04:J\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xa2\x90\x03 \x01(\x0b\x32\x18.framework.MethodOptions:F\n\x04http\x12\x1e.google.protobuf.MethodOptions\x18\xa3\x90\x03 \x01(\x0b\x32\x16.framework.HttpOptionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66ramework/options.proto\x12\tframework\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"3\n\x0eServiceOptions\x12!\n\x06\x61\x63\x63\x65ss\x18\n \x03(\x0b\x32\x11.framework.Access\"\x9b\x03\n\rMethodOptions\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x61ttempt_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04idle\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x05retry\x18\x04 \x01(\x0b\x32\x10.framework.Retry\x12\x1f\n\x05hedge\x18\x05 \x01(\x0b\x32\x10.framework.Hedge\x12%\n\x08\x62ulkhead\x18\x06 \x01(\x0b\x32\x13.framework.Bulkhead\x12\x14\n\x07\x62reaker\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12+\n\x0b\x63riticality\x18\x08 \x01(\x0e\x32\x16.framework.Criticality\x12\x17\n\nidempotent\x18\t \x01(\x08H\x01\x88\x01\x01\x12!\n\x06\x61\x63\x63\x65ss\x18\n \x03(\x0b\x32\x11.framework.AccessB\n\n\x08_breakerB\r\n\x0b_idempotent\"`\n\x06\x41\x63\x63\x65ss\x12\x0e\n\x06public\x18\x01 \x01(\x08\x12\x15\n\rauthenticated\x18\x02 \x01(\x08\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12\x10\n\x08services\x18\x05 \x03(\t\"O\n\x0bHttpOptions\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x10\n\x08location\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x10\n\x08if_match\x18\x04 \x01(\t\"_\n\x05Retry\x12\x15\n\x08\x61ttempts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x63odes\x18\x02 \x03(\t\x12#\n\x07\x62\x61\x63koff\x18\x03 \x01(\x0b\x32\x12.framework.BackoffB\x0b\n\t_attempts\"\x81\x01\n\x07\x42\x61\x63koff\x12*\n\x07initial\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x07maximum\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07_factor\"}\n\x05Hedge\x12\x17\n\nextra_load\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x08\x61ttempts\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\r\n\x0b_extra_loadB\x0b\n\t_attempts\"F\n\x08\x42ulkhead\x12\x12\n\x05\x63\x61lls\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05queue\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_callsB\x08\n\x06_queue*n\n\x0b\x43riticality\x12\x1b\n\x17\x43RITICALITY_UNSPECIFIED\x10\x00\x12\x11\n\rCRITICAL_PLUS\x10\x01\x12\x0c\n\x08\x43RITICAL\x10\x02\x12\x12\n\x0eSHEDDABLE_PLUS\x10\x03\x12\r\n\tSHEDDABLE\x10\x04:J\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xa2\x90\x03 \x01(\x0b\x32\x18.framework.MethodOptions:F\n\x04http\x12\x1e.google.protobuf.MethodOptions\x18\xa3\x90\x03 \x01(\x0b\x32\x16.framework.HttpOptions:M\n\x07service\x12\x1f.google.protobuf.ServiceOptions\x18\xa2\x90\x03 \x01(\x0b\x32\x19.framework.ServiceOptionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CRITICALITY']._serialized_start=992
-  _globals['_CRITICALITY']._serialized_end=1102
-  _globals['_METHODOPTIONS']._serialized_start=105
-  _globals['_METHODOPTIONS']._serialized_end=481
-  _globals['_HTTPOPTIONS']._serialized_start=483
-  _globals['_HTTPOPTIONS']._serialized_end=562
-  _globals['_RETRY']._serialized_start=564
-  _globals['_RETRY']._serialized_end=659
-  _globals['_BACKOFF']._serialized_start=662
-  _globals['_BACKOFF']._serialized_end=791
-  _globals['_HEDGE']._serialized_start=793
-  _globals['_HEDGE']._serialized_end=918
-  _globals['_BULKHEAD']._serialized_start=920
-  _globals['_BULKHEAD']._serialized_end=990
+  _globals['_CRITICALITY']._serialized_start=1178
+  _globals['_CRITICALITY']._serialized_end=1288
+  _globals['_SERVICEOPTIONS']._serialized_start=104
+  _globals['_SERVICEOPTIONS']._serialized_end=155
+  _globals['_METHODOPTIONS']._serialized_start=158
+  _globals['_METHODOPTIONS']._serialized_end=569
+  _globals['_ACCESS']._serialized_start=571
+  _globals['_ACCESS']._serialized_end=667
+  _globals['_HTTPOPTIONS']._serialized_start=669
+  _globals['_HTTPOPTIONS']._serialized_end=748
+  _globals['_RETRY']._serialized_start=750
+  _globals['_RETRY']._serialized_end=845
+  _globals['_BACKOFF']._serialized_start=848
+  _globals['_BACKOFF']._serialized_end=977
+  _globals['_HEDGE']._serialized_start=979
+  _globals['_HEDGE']._serialized_end=1104
+  _globals['_BULKHEAD']._serialized_start=1106
+  _globals['_BULKHEAD']._serialized_end=1176
 # @@protoc_insertion_point(module_scope)
 __comments__ = {
+  'framework.Access': 'Who may call: all that it names must hold.',
+  'framework.Access.authenticated': 'Everybody who is known. Stands alone.',
+  'framework.Access.public': 'Everybody, known or not. Stands alone.',
+  'framework.Access.roles': 'Who has one of these roles.',
+  'framework.Access.scopes': 'Who has all of these scopes.',
+  'framework.Access.services': 'Who calls from one of these services.',
   'framework.Backoff': 'Waits between attempts.',
   'framework.Backoff.factor': 'By how much each wait is longer than the one before: 1 to 100.',
   'framework.Backoff.initial': 'Before the second attempt.',
@@ -52,6 +62,7 @@ __comments__ = {
   'framework.HttpOptions.location': 'A path with fields of the reply, in the syntax of `google.api.http`, to be the header `Location`. Left out when one\nof them is empty.',
   'framework.HttpOptions.status': 'The status of success, 200 to 299; with 204 nothing is sent. Without it 200.',
   'framework.MethodOptions': "The framework's options of a method.",
+  'framework.MethodOptions.access': "Who may call it: whoever any of these allows. Once one method of a server says so, those that say nothing are\ndenied. The server's settings may say otherwise, `[access.rules]`; without `[auth]` in them nobody is asked.",
   'framework.MethodOptions.attempt_timeout': 'How long one attempt may take before it counts as failed. 0 is the whole deadline. Not for streams of replies.',
   'framework.MethodOptions.breaker': 'Whether failures of this method speak against the endpoint that it was called on.',
   'framework.MethodOptions.bulkhead': 'How many calls may be out at a time.',
@@ -65,6 +76,9 @@ __comments__ = {
   'framework.Retry.attempts': 'How often a call is made at most, the first time included: 1 to 10; 1 is no retry.',
   'framework.Retry.backoff': 'Waits in between.',
   'framework.Retry.codes': "After which failures an idempotent call is made again, as gRPC's service config names them: `UNAVAILABLE`.",
+  'framework.ServiceOptions': "The framework's options of a service.",
+  'framework.ServiceOptions.access': 'Who may call its methods, those that say so themselves excepted.',
   'framework.http': 'How a method that has a `google.api.http` rule is answered over HTTP.',
   'framework.method': "The framework's options of a method.",
+  'framework.service': "The framework's options of a service.",
 }

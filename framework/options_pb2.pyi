@@ -70,6 +70,30 @@ SHEDDABLE: Criticality.ValueType  # 4
 Global___Criticality: _TypeAlias = Criticality  # noqa: Y015
 
 @_typing.final
+class ServiceOptions(_message.Message):
+    """The framework's options of a service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def access(self) -> _containers.RepeatedCompositeFieldContainer[Global___Access]:
+        """Who may call its methods, those that say so themselves excepted."""
+
+    def __init__(
+        self,
+        *,
+        access: _abc.Iterable[Global___Access] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceOptions: _TypeAlias = ServiceOptions  # noqa: Y015
+
+@_typing.final
 class MethodOptions(_message.Message):
     """The framework's options of a method."""
 
@@ -84,6 +108,7 @@ class MethodOptions(_message.Message):
     BREAKER_FIELD_NUMBER: _builtins.int
     CRITICALITY_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     breaker: _builtins.bool
     """Whether failures of this method speak against the endpoint that it was called on."""
     criticality: Global___Criticality.ValueType
@@ -118,6 +143,12 @@ class MethodOptions(_message.Message):
     def bulkhead(self) -> Global___Bulkhead:
         """How many calls may be out at a time."""
 
+    @_builtins.property
+    def access(self) -> _containers.RepeatedCompositeFieldContainer[Global___Access]:
+        """Who may call it: whoever any of these allows. Once one method of a server says so, those that say nothing are
+        denied. The server's settings may say otherwise, `[access.rules]`; without `[auth]` in them nobody is asked.
+        """
+
     def __init__(
         self,
         *,
@@ -130,10 +161,11 @@ class MethodOptions(_message.Message):
         breaker: _builtins.bool | None = ...,
         criticality: Global___Criticality.ValueType = ...,
         idempotent: _builtins.bool | None = ...,
+        access: _abc.Iterable[Global___Access] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "_idempotent", b"_idempotent", "attempt_timeout", b"attempt_timeout", "breaker", b"breaker", "bulkhead", b"bulkhead", "hedge", b"hedge", "idempotent", b"idempotent", "idle", b"idle", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "_idempotent", b"_idempotent", "attempt_timeout", b"attempt_timeout", "breaker", b"breaker", "bulkhead", b"bulkhead", "criticality", b"criticality", "hedge", b"hedge", "idempotent", b"idempotent", "idle", b"idle", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "_idempotent", b"_idempotent", "access", b"access", "attempt_timeout", b"attempt_timeout", "breaker", b"breaker", "bulkhead", b"bulkhead", "criticality", b"criticality", "hedge", b"hedge", "idempotent", b"idempotent", "idle", b"idle", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__breaker: _TypeAlias = _typing.Literal["breaker"]  # noqa: Y015
     _WhichOneofArgType__breaker: _TypeAlias = _typing.Literal["_breaker", b"_breaker"]  # noqa: Y015
@@ -145,6 +177,50 @@ class MethodOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
 
 Global___MethodOptions: _TypeAlias = MethodOptions  # noqa: Y015
+
+@_typing.final
+class Access(_message.Message):
+    """Who may call: all that it names must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_FIELD_NUMBER: _builtins.int
+    AUTHENTICATED_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    public: _builtins.bool
+    """Everybody, known or not. Stands alone."""
+    authenticated: _builtins.bool
+    """Everybody who is known. Stands alone."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who has one of these roles."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who has all of these scopes."""
+
+    @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who calls from one of these services."""
+
+    def __init__(
+        self,
+        *,
+        public: _builtins.bool = ...,
+        authenticated: _builtins.bool = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticated", b"authenticated", "public", b"public", "roles", b"roles", "scopes", b"scopes", "services", b"services"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Access: _TypeAlias = Access  # noqa: Y015
 
 @_typing.final
 class HttpOptions(_message.Message):
@@ -335,7 +411,10 @@ Global___Bulkhead: _TypeAlias = Bulkhead  # noqa: Y015
 
 METHOD_FIELD_NUMBER: _builtins.int
 HTTP_FIELD_NUMBER: _builtins.int
+SERVICE_FIELD_NUMBER: _builtins.int
 method: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___MethodOptions]
 """The framework's options of a method."""
 http: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___HttpOptions]
 """How a method that has a `google.api.http` rule is answered over HTTP."""
+service: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.ServiceOptions, Global___ServiceOptions]
+"""The framework's options of a service."""

@@ -317,6 +317,8 @@ def shown(f: dataclasses.Field[Any], value: Any) -> str:
         return str(value).lower()
     if isinstance(value, frozenset):
         return ", ".join(code.name for code in sorted(value)) or NONE
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or NONE
     if isinstance(value, float):
         return seconds(value) if _is_time(f.metadata["parse"]) else f"{value:g}"
     return str(value) or '""'

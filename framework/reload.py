@@ -6,9 +6,9 @@
     | cannot be used              | one line says why; the settings stay                                      |
     | is gone                     | one line, when there was one; the settings stay; another when it is back  |
 
-Client settings take effect with the next call, on every channel that follows. Those of the server, the registry and
-what connections are made with are those that a process was started with: a change of them is logged as one that needs
-a restart.
+Client settings take effect with the next call, on every channel that follows, and so do rules of access. Those of the
+server, the registry and what connections are made with are those that a process was started with: a change of them is
+logged as one that needs a restart.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from framework.access import DENY, Rules
 from framework.config import Settings, Source, Stamp
 from framework.errors import ConfigError
 from framework.parsing import Table, leaves, shown
@@ -74,11 +75,22 @@ def changes(old: Settings, new: Settings) -> list[Change]:
     for name in ("server", "gateway", "telemetry"):
         differ = _table(name, getattr(old, name), getattr(new, name))
         found += [dataclasses.replace(change, restart=True) for change in differ]
+    found += [dataclasses.replace(change, restart=True) for change in _table("auth", old.auth, new.auth)]
+    found += _table("access", old.access, new.access)
+    for pattern in sorted(old.access.rules.keys() | new.access.rules.keys()):
+        was, now = (said(one.access.rules.get(pattern)) for one in (old, new))
+        if was != now:
+            found.append(Change(f"access.rules.{pattern}", was, now))
     found += _client("client", old.client, new.client, None)
     for name in sorted(old.clients.keys() | new.clients.keys()):
         above = (old.client, new.client)
         found += _client(f"client.{name}", old.client_for(name), new.client_for(name), above)
     return found
+
+
+def said(rules: Rules | None) -> str:
+    """Rules as one line."""
+    return UNSET if rules is None else "; or ".join(map(str, rules)) or DENY
 
 
 Above = tuple[Any, Any]

@@ -27,7 +27,10 @@ from framework.config import Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
 from framework.errors import ConfigError, FrameworkError
+from framework.interceptors.identity import signer
 from framework.reload import watch
+from framework.security.authentication import Authenticator
+from framework.security.guard import Guard, guarded, warn_of_rules
 from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
@@ -55,6 +58,7 @@ class Service:
         interceptors: around every call, the first outermost.
         errors: exceptions of your own, and the error of the family that each becomes.
         grpc_interceptors: grpc.aio server interceptors, handed to grpc.
+        authenticators: say who callers are, before those of the settings are asked.
         settings: default: `Settings.load()` when it starts.
         version, zone, weight, tags, metadata: what the registry tells clients of every instance.
     """
@@ -68,6 +72,7 @@ class Service:
         interceptors: Iterable[Interceptor] = (),
         errors: ErrorMap | None = None,
         grpc_interceptors: Iterable[Any] = (),
+        authenticators: Iterable[Authenticator] = (),
         settings: Settings | None = None,
         version: str = "",
         zone: str = "",
@@ -89,6 +94,7 @@ class Service:
         self._interceptors = tuple(interceptors)
         self._errors = errors
         self._grpc_interceptors = tuple(grpc_interceptors)
+        self._authenticators = tuple(authenticators)
         self._described: dict[str, Any] = {
             "version": version,
             "zone": zone,
@@ -97,6 +103,7 @@ class Service:
             "metadata": dict(metadata or {}),
         }
         self._pipeline: Pipeline | None = None
+        self._guard: Guard | None = None
 
     @property
     def servicers(self) -> tuple[Servicer, ...]:
@@ -130,20 +137,32 @@ class Service:
         settings = settings or self.settings or Settings()
         if self._pipeline is not None:
             raise FrameworkError(f"{self.name} is running already in this process")
-        pipeline = self._pipeline = Pipeline(self._interceptors, self._errors, settings.server)
         try:
-            for servicer in self._servicers:
-                pipeline.add(servicer)
-            async with self._lifespan(self) if self._lifespan is not None else contextlib.nullcontext():
-                if not pipeline.methods and not self.may_be_empty:
-                    raise FrameworkError(
-                        f"{self.name} serves nothing. Add a servicer: `service.add(Catalog(...))` in the lifespan"
-                    )
-                pipeline.observed()  # its lifespan may have set up a way to
-                yield pipeline
+            async with guarded(self.name, settings, self._authenticators) as self._guard:
+                own = () if self._guard is None else self._guard.interceptors
+                pipeline = self._pipeline = Pipeline((*own, *self._interceptors), self._errors, settings.server)
+                try:
+                    for servicer in self._servicers:
+                        pipeline.add(servicer)
+                    async with self._lifespan(self) if self._lifespan is not None else contextlib.nullcontext():
+                        self._check(pipeline)
+                        pipeline.observed()  # its lifespan may have set up a way to
+                        yield pipeline
+                finally:
+                    pipeline.close()
         finally:
-            self._pipeline = None
-            pipeline.close()
+            self._pipeline = self._guard = None
+
+    def _check(self, pipeline: Pipeline) -> None:
+        """Raise FrameworkError unless what the lifespan has added can be served."""
+        if not pipeline.methods and not self.may_be_empty:
+            raise FrameworkError(
+                f"{self.name} serves nothing. Add a servicer: `service.add(Catalog(...))` in the lifespan"
+            )
+        if self._guard is not None:
+            self._guard.access.complete()
+        else:
+            warn_of_rules(self.name, (bound.method for bound in pipeline.methods))
 
     @asynccontextmanager
     async def running(
@@ -167,6 +186,7 @@ class Service:
         """
         settings = settings or self.settings or Settings.load()
         active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
+        outside = signer.get()
         async with contextlib.AsyncExitStack() as exits:
             await exits.enter_async_context(telemetry_for(settings.telemetry).running(self.name))
             exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
@@ -189,6 +209,7 @@ class Service:
                 log.info("%s serves on %s, registered in %s as %s", self.name, server.address, registry, instance.id)
             elif not shared:
                 log.info("%s serves on %s, not registered", self.name, server.address)
+            signer.set(outside)  # lifespan and handlers call as this service; who has started it does not
             yield server
             server.health.shut_down()
             if lease is not None:
@@ -210,7 +231,7 @@ class Service:
             raise ConfigError(
                 f"{error.name} is not installed; to serve HTTP takes: pip install framework-grpc[gateway]"
             ) from None
-        beside = http_beside(self.name, server, settings, shared=shared)
+        beside = http_beside(self.name, server, settings, self._guard, shared=shared)
         await beside.start()
         server.beside = beside
         if not shared:

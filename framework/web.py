@@ -41,7 +41,7 @@ NO_RATE_LIMIT = {"rate": 0}
 """What `"off"` means."""
 
 AUTHENTICATED = "authenticated"
-"""Who sees `docs`: whoever the hook for authentication lets pass."""
+"""Who sees `docs`: whoever is known."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#]+")

@@ -90,7 +90,12 @@ class Fleet:
     """
 
     def __init__(
-        self, directory: Path, registry: str, say: Callable[[str], None], certificates: Certificates | None = None
+        self,
+        directory: Path,
+        registry: str,
+        say: Callable[[str], None],
+        certificates: Certificates | None = None,
+        secured: Path | None = None,
     ) -> None:
         self.instances = tuple(
             Instance(f"{service}-{number}", service, directory / f"{service}-{number}.log")
@@ -106,11 +111,19 @@ class Fleet:
         self._stopping = False
         self._arguments = ("--port", "0", "--registry", registry)
         self._environment = {**os.environ, **DRAIN, "FRAMEWORK_REGISTRY": registry, "SHOP_DATA": str(directory)}
+        self.secured = secured
+        if secured is not None:
+            self._environment["FRAMEWORK_CONFIG"] = str(secured)
 
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, directory: Path, registry: str, say: Callable[[str], None], certificates: Certificates | None = None
+        cls,
+        directory: Path,
+        registry: str,
+        say: Callable[[str], None],
+        certificates: Certificates | None = None,
+        secured: Path | None = None,
     ) -> AsyncIterator[Fleet]:
         """Start all processes, without waiting for them, and end them with the block.
 
@@ -119,12 +132,13 @@ class Fleet:
             registry: URL of the registry they meet in.
             say: is told what happens.
             certificates: what they show each other; None is plain text.
+            secured: settings by which they ask who calls; None is not to ask.
 
         Raises:
             ConfigError: there is no registry of this kind.
             StartError: it cannot be used.
         """
-        fleet = cls(directory, registry, say, certificates)
+        fleet = cls(directory, registry, say, certificates, secured)
         try:
             await fleet._reach_registry()
             watchers = [asyncio.create_task(fleet._watch(service)) for service in SERVICES]

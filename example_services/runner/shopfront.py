@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 from google.protobuf import json_format
@@ -27,13 +29,16 @@ DRAIN = Drain(delay=0.0, grace=1.0, streams=0.2)
 
 
 @asynccontextmanager
-async def shopfront(port: int, registry: Registry, certificates: Certificates | None) -> AsyncIterator[str]:
+async def shopfront(
+    port: int, registry: Registry, certificates: Certificates | None, secured: Path | None = None
+) -> AsyncIterator[str]:
     """Serve the shop over HTTP while the block runs; gives its URL.
 
     Raises:
         StartError: the port cannot be had.
     """
-    settings = Settings(
+    settings = dataclasses.replace(
+        Settings() if secured is None else Settings.load(secured),
         gateway=GatewaySettings(
             port=port, services=SHOWN, tls=ServerTls() if certificates is None else certificates.front
         ),
@@ -52,7 +57,9 @@ async def shopfront(port: int, registry: Registry, certificates: Certificates | 
         await gateway.__aexit__(None, None, None)
 
 
-async def buy_over_http(url: str, certificates: Certificates | None, tally: Tally, say: Callable[[str], None]) -> None:
+async def buy_over_http(
+    url: str, certificates: Certificates | None, tally: Tally, say: Callable[[str], None], token: str
+) -> None:
     """Place an order with JSON, and follow it by events until it is shipped."""
     order = {
         "idempotencyKey": str(uuid.uuid4()),
@@ -62,7 +69,9 @@ async def buy_over_http(url: str, certificates: Certificates | None, tally: Tall
     }
     tls = None if certificates is None else ssl.create_default_context(cafile=certificates.ca)
     connector = aiohttp.TCPConnector(ssl=tls or True)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=15)) as client:
+    shown = {"authorization": f"Bearer {token}"} if token else {}
+    timeout = aiohttp.ClientTimeout(total=15)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout, headers=shown) as client:
         async with client.post("/v1/orders", json=order) as response:
             body, location = await response.text(), response.headers.get("location", "")
             if response.status != 201:

@@ -48,7 +48,7 @@ class View:
     @asynccontextmanager
     async def showing(self, fleet: Fleet, tally: Tally, url: str) -> AsyncIterator[None]:
         """Say what to try, and show how things stand while the block runs; `url` is that of the gateway."""
-        commands = hints(fleet, url)
+        commands = hints(fleet, url) if fleet.secured is None else secured_hints(fleet, url, fleet.secured)
         self.say(f"\n{commands}\n")
         self._live = self._console.is_interactive
         task = asyncio.create_task(self._draw(fleet, tally, commands) if self._live else self._report(tally))
@@ -128,6 +128,32 @@ with grpcurl:
   {environment}{framework} call shop.catalog.v1.Catalog/GetProduct '{{"id": "p-0001"}}' --registry {fleet.registry}
 Kill an instance, and see who notices:
   kill -9 {fleet.of("payments")[0].pid}"""
+
+
+def secured_hints(fleet: Fleet, url: str, settings: Path) -> str:
+    """The same for a shop that asks who one is."""
+    address = fleet.of("catalog")[0].address
+    framework = _command("framework", str(Path(sys.executable).with_name("framework")))
+    curl, grpcurl = "curl", f"{_command('grpcurl', _fetched('grpcurl'))} -plaintext"
+    if (certificates := fleet.certificates) is not None:
+        curl, pair = f"curl --cacert {certificates.ca}", certificates.customer
+        grpcurl = grpcurl.replace("-plaintext", f"-cacert {certificates.ca} -cert {pair.certificate} -key {pair.key}")
+    shown = '-H "authorization: Bearer $TOKEN"'
+    items = '[{"productId": "p-0001", "quantity": 1}]'
+    order = f'{{"idempotencyKey": "mine", "customerId": "me", "card": "card-visa", "items": {items}}}'
+    return f"""\
+Everybody may look, over HTTP or in a browser, {url}/docs:
+  {curl} {url}/v1/products/p-0001
+and who orders has to show who it is. Without a token this is answered with 401, with it by an order:
+  TOKEN=$({framework} access token --config {settings} --subject ann --role buyer)
+  {curl} {url}/v1/orders {shown} --json '{order}'
+The same with grpcurl, to list what there is too:
+  {grpcurl} {shown} {address} list
+  {grpcurl} {shown} -d '{{"id": "p-0001"}}' {address} shop.catalog.v1.Catalog/GetProduct
+Who may call what stands in the protos. This prints it, and answers:
+  {framework} access show --config {settings} --protos protos
+  {framework} access test ann shop.orders.v1.Orders/PlaceOrder --role buyer --config {settings} --protos protos
+  {framework} access test ann shop.payments.v1.Payments/Charge --role buyer --config {settings} --protos protos"""
 
 
 def _command(name: str, path: str) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
     """What `add_parser` of a command is given."""
 
-COMMANDS = ("new", "generate", "openapi", "run", "gateway", "services", "call", "explain", "certs")
+COMMANDS = ("new", "generate", "openapi", "run", "gateway", "services", "call", "explain", "access", "certs")
 """The modules of the commands, in the order of the help."""
 
 EXAMPLES = """\
@@ -32,6 +32,7 @@ examples:
   framework services --watch                       who is there
   framework call shop.catalog.v1.Catalog/GetProduct '{"id": "p1"}'
   framework explain shop.catalog.v1.Catalog/GetProduct
+  framework access show                            who may call what
 
 `framework COMMAND --help` tells more about a command."""
 

@@ -18,7 +18,7 @@ from framework.parsing import duration
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
-    from framework.call import Method
+    from framework.call import Call, Handler, Interceptor, Metadata, Method, Reply
     from framework.cli import Commands
     from framework.client.dropin import Channel
 
@@ -90,20 +90,21 @@ async def _run(args: argparse.Namespace) -> int:
     from framework.client.stub import StreamReply, UnaryReply
 
     name, service, method_name = names(args.method)
-    metadata = tuple(_header(text) for text in args.header)
+    metadata = tuple(header(text) for text in args.header)
     settings = Settings.load()
     registry = args.registry or settings.registry
-    target = args.target or await find(name, service, registry, settings)
-    async with connect(target, settings=_with_registry(settings, registry)) as channel:
+    target = args.target or await find(name, service, registry, settings, metadata)
+    own = _with_registry(settings, registry)
+    async with connect(target, settings=own, interceptors=[sending(metadata)]) as channel:
         method = await reflect(channel, service, method_name, args.timeout or TIMEOUT)
         requests = _requests(args.json, method)
         request: Any = requests if method.client_streaming else await _only(requests, args.method)
         handler = channel.bind(method)
         if method.server_streaming:
-            async for reply in StreamReply(handler, method, request, args.timeout, metadata):
+            async for reply in StreamReply(handler, method, request, args.timeout):
                 print(_line(reply), flush=True)
         else:
-            print(_pretty(await UnaryReply(handler, method, request, args.timeout or TIMEOUT, metadata)))
+            print(_pretty(await UnaryReply(handler, method, request, args.timeout or TIMEOUT)))
     return 0
 
 
@@ -125,7 +126,8 @@ def names(text: str) -> tuple[str, str, str]:
     )
 
 
-def _header(text: str) -> tuple[str, str | bytes]:
+def header(text: str) -> tuple[str, str | bytes]:
+    """The metadata that `--header` says. Raises ConfigError."""
     from framework.metadata import pairs
 
     name, _, value = (part.strip() for part in text.partition(":"))
@@ -136,7 +138,20 @@ def _header(text: str) -> tuple[str, str | bytes]:
         raise ConfigError(f"--header {text!r}: {error} (name:value, and base64 for a name that ends in -bin)") from None
 
 
-async def find(name: str, service: str, url: str, settings: Settings) -> str:
+def sending(metadata: Metadata) -> Interceptor:
+    """Send metadata with every call of a channel: asking what there is may take credentials too."""
+
+    def interceptor(method: Method[Any, Any], next: Handler) -> Handler:
+        def handler(call: Call) -> Reply:
+            call.metadata = (*call.metadata, *metadata)
+            return next(call)
+
+        return handler
+
+    return interceptor
+
+
+async def find(name: str, service: str, url: str, settings: Settings, metadata: Metadata = ()) -> str:
     """The registered name of who serves a full service name: what says so itself by reflection."""
     from framework.client.connect import connect
     from framework.discovery.targets import open_registry
@@ -158,7 +173,8 @@ async def find(name: str, service: str, url: str, settings: Settings) -> str:
         for candidate in sorted(registered, key=lambda one: (one not in words, one)):
             own = settings.client_for(candidate)
             asking = Settings(client=ClientSettings(tls=own.tls, plaintext=own.plaintext))
-            async with connect(candidate, settings=asking, registry=registry) as channel:
+            said = [sending(metadata)]
+            async with connect(candidate, settings=asking, registry=registry, interceptors=said) as channel:
                 try:
                     names = await Reflection(channel).services()
                 except (RpcError, ConfigError) as error:

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,8 @@ from framework.parsing import DEFAULT
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+    from google.protobuf.descriptor_pool import DescriptorPool
 
     from framework.call import Method
     from framework.cli import Commands
@@ -123,7 +125,8 @@ async def _from_instance(args: argparse.Namespace, name: str, service: str, sett
     return _guessed(described, f"the running {target}", settings)
 
 
-def _from_protos(folder: Path, name: str, service: str, settings: Settings) -> Found:
+def pool_of(folder: Path) -> tuple[DescriptorPool, Mapping[str, FileDescriptorProto]]:
+    """The protos in a folder, in a pool of their own, and by name. Raises ProtoError."""
     from google.protobuf import descriptor_pool
 
     from framework.codegen import describe
@@ -141,6 +144,11 @@ def _from_protos(folder: Path, name: str, service: str, settings: Settings) -> F
 
     for file in files:
         add(file)
+    return pool, files
+
+
+def _from_protos(folder: Path, name: str, service: str, settings: Settings) -> Found:
+    pool, files = pool_of(folder)
     try:
         found = pool.FindServiceByName(service)
     except KeyError:

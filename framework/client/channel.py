@@ -17,6 +17,7 @@ from framework.client.bulkhead import Bulkhead
 from framework.client.fallback import Fallback, fallback, without_fallback
 from framework.client.hedging import Hedges
 from framework.client.pool import Pool
+from framework.interceptors.identity import Signer, tell
 from framework.interceptors.inherit import inherit
 from framework.percentile import Latencies
 from framework.policy import ClientSettings, policy_of
@@ -62,6 +63,8 @@ class ServiceChannel:
         release: what to close after the pool, such as a registry that was opened for this channel.
         rng: for jitter; given by tests.
         telemetry: what watches the calls; default: that of the service that runs here, or of the process.
+        signer: tells for whom calls are made.
+        audience: to whom it tells that; empty is to what is called, by its own name.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class ServiceChannel:
         fallbacks: Mapping[str, Fallback] | None = None,
         rng: random.Random | None = None,
         telemetry: Telemetry | None = None,
+        signer: Signer | None = None,
+        audience: str = "",
     ) -> None:
         self.pool = pool
         self._telemetry = telemetry or current_telemetry()
@@ -85,6 +90,7 @@ class ServiceChannel:
         self._fallbacks = dict(fallbacks or {})
         self._release = release
         self._rng = rng or random.Random()
+        self._tell = None if signer is None else tell(signer, audience)
         self._budget = RetryBudget(settings.retry_budget)
         self._bound: dict[Method[Any, Any], Bound] = {}
         self._latencies: dict[Method[Any, Any], Latencies] = {}
@@ -132,6 +138,8 @@ class ServiceChannel:
         if self._fallbacks:
             answer = self._fallbacks.get(method.name)
             own.insert(0, without_fallback if answer is None else fallback(answer))
+        if self._tell is not None:  # by whom the deadline is known, and once for all attempts
+            own.append(self._tell)
         return stack(own, method, handler)
 
     def apply(self, settings: ClientSettings) -> None:

@@ -22,6 +22,7 @@ from framework.discovery import Instance, Registry
 from framework.discovery.static import PinnedRegistry, StaticRegistry
 from framework.discovery.targets import open_registry, parse
 from framework.errors import ConfigError
+from framework.interceptors.identity import signer
 from framework.policy import ClientSettings
 from framework.reload import follow
 from framework.telemetry.telemetry import telemetry
@@ -100,7 +101,19 @@ def connect(
             await release()
 
     pool = Pool(service, registry.watch(service), dial, own, where=str(registry), rng=rng)
-    channel = Channel(pool, own, interceptors, released, fallbacks=fallbacks, rng=rng, telemetry=watching)
+    # Tokens are for a service by its name; of an address only what is called there is known.
+    known = service if NAME.fullmatch(service) else ""
+    channel = Channel(
+        pool,
+        own,
+        interceptors,
+        released,
+        fallbacks=fallbacks,
+        rng=rng,
+        telemetry=watching,
+        signer=signer.get(),
+        audience=known,
+    )
     ended.callback(follow(settings, service, channel))
     if (files := security.files) is not None:
         pool.on_start(lambda: ended.callback(files.follow(pool.renew)))

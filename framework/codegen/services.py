@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
 
 WIDTH = 120
-SERVICE, METHOD, OPTIONS = 6, 2, 4  # field numbers: a service of a file, a method of a service, options of a method
+SERVICE, METHOD, OPTIONS, SERVICE_OPTIONS = 6, 2, 4, 3  # field numbers: a service of a file, a method of that, options
 
 Types = Mapping[str, tuple[str, str]]
 """By full name with a leading dot: the proto file that defines a message, and its name there, `Outer.Inner`."""
@@ -171,6 +171,9 @@ class _Writer:
                 arguments.append(f"timeout={timeout!r}")
             if options:
                 arguments.append(f"options={_literal(options, 8, len('options=,'))}")
+            if access := self.access(service, method, (SERVICE, index, METHOD, number)):
+                listed = ", ".join(_literal(one, 8) for one in access)
+                arguments.append(f"access=({listed}{',' if len(access) == 1 else ''})")
             self.lines.append("")
             self.write(f"    {identifier(method.name)} = {self.rpc('Method')}(", arguments, ")")
 
@@ -266,6 +269,21 @@ class _Writer:
         except OptionError as error:
             option = (*path, OPTIONS, options_pb2.METHOD_FIELD_NUMBER)
             line, column = self.place((*option, error.field), option, path).span[:2]
+            raise ProtoError(f"{self.path}:{line + 1}:{column + 1}: {error}") from None
+
+    def access(
+        self, service: ServiceDescriptorProto, method: MethodDescriptorProto, path: tuple[int, ...]
+    ) -> tuple[dict[str, Any], ...]:
+        """Who may call a method, as the proto declares."""
+        from framework import options_pb2
+        from framework.options import OptionError, access_declared
+
+        try:
+            return access_declared(service.options, method.options)
+        except OptionError as error:
+            own = (*path, OPTIONS, options_pb2.METHOD_FIELD_NUMBER)
+            whole = (*path[:2], SERVICE_OPTIONS, options_pb2.SERVICE_FIELD_NUMBER)
+            line, column = self.place((*own, error.field), own, (*whole, error.field), whole, path).span[:2]
             raise ProtoError(f"{self.path}:{line + 1}:{column + 1}: {error}") from None
 
     def place(self, *paths: tuple[int, ...]) -> SourceCodeInfo.Location:

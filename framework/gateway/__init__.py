@@ -5,6 +5,5 @@ Reading order: `description` (what a service says of itself, and what may not co
 """
 
 from framework.gateway.gateway import Gateway
-from framework.http.admission import Authenticate, HttpRequest, Identity
 
-__all__ = ["Authenticate", "Gateway", "HttpRequest", "Identity"]
+__all__ = ["Gateway"]

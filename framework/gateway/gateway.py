@@ -27,7 +27,7 @@ from framework.discovery.targets import open_registry
 from framework.errors import ConfigError
 from framework.gateway.backend import Backend, Generation, named
 from framework.gateway.description import Checked, Description, check, collision
-from framework.http.admission import Admission, Authenticate
+from framework.http.admission import Admission
 from framework.http.app import HttpApp
 from framework.http.exchange import Conduct
 from framework.http.front import Front
@@ -35,7 +35,10 @@ from framework.http.pages import docs_pages, health_pages
 from framework.http.rates import Rates
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
+from framework.interceptors.identity import signer
 from framework.reload import watch
+from framework.security.authentication import Authenticator
+from framework.security.guard import Guard, guarded
 from framework.signals import serve_until_signal
 from framework.telemetry.telemetry import telemetry_for
 from framework.tls import refuse_plain_text
@@ -45,6 +48,9 @@ from framework.workers.worker import Worker
 log = logging.getLogger("framework.gateway")
 
 NAME = "the gateway"
+
+SERVICE = "gateway"
+"""What services are told who calls them."""
 
 FIRST = 10.0
 """Seconds that the first of several workers waits until it knows what to serve; one that replaces another waits on."""
@@ -58,7 +64,7 @@ class Gateway:
 
     Args:
         settings: default: `Settings.load()` when it starts. What concerns it is in `settings.gateway`.
-        authenticate: says who a caller is, before anything is called.
+        authenticators: say who callers are, before those of the settings are asked.
         rates: where it is kept how often callers call; default: in this process.
         interceptors: around every call, the first outermost.
     """
@@ -67,12 +73,12 @@ class Gateway:
         self,
         settings: Settings | None = None,
         *,
-        authenticate: Authenticate | None = None,
+        authenticators: Iterable[Authenticator] = (),
         rates: Rates | None = None,
         interceptors: Iterable[Interceptor] = (),
     ) -> None:
         self.settings = settings
-        self._authenticate = authenticate
+        self._authenticators = tuple(authenticators)
         self._rates = rates
         self._interceptors = tuple(interceptors)
 
@@ -98,13 +104,15 @@ class Gateway:
         """
         settings = settings or self.settings or Settings.load()
         active.set(settings)
+        outside = signer.get()
         async with contextlib.AsyncExitStack() as exits:
             await exits.enter_async_context(telemetry_for(settings.telemetry).running("gateway"))
             exits.callback(watch(settings))
             if registry is None:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)
-            running = Running(self, settings, registry, shared=worker is not None)
+            guard = await exits.enter_async_context(guarded(SERVICE, settings, self._authenticators))
+            running = Running(self, settings, registry, guard, shared=worker is not None)
             if worker is None:
                 await running.server.start()
                 exits.push_async_callback(running.server.stop)
@@ -116,6 +124,7 @@ class Gateway:
                     await asyncio.wait_for(running.until_informed(), FIRST if worker.first else None)
                 await running.server.start()
                 exits.push_async_callback(running.server.stop)
+            signer.set(outside)  # what the gateway calls is told by it; what the block calls is not
             yield running
             running.leave()
             await running.server.drain(drain or running.drain)
@@ -169,7 +178,15 @@ class Running:
         drain: how it will stop.
     """
 
-    def __init__(self, gateway: Gateway, settings: Settings, registry: Registry, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        settings: Settings,
+        registry: Registry,
+        security: Guard | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
         web = settings.gateway
         self.settings = settings
         self.backends: dict[str, Backend] = {}
@@ -178,7 +195,10 @@ class Running:
         self._registry = registry
         self._http = HttpSettings.of(web)
         self._interceptors = gateway._interceptors
-        admission = Admission(web, gateway._authenticate, gateway._rates)
+        # Services that are told who calls, signed, do not get what the caller has shown for it.
+        told = security is not None and security.signer is not None
+        admission = Admission(web, security, gateway._rates, hide=told)
+        self._security = security
         self._guard = admission if admission.needed else None
         self._live: set[Conduct] = set()
         self._changed = asyncio.Event()
@@ -189,8 +209,8 @@ class Running:
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._checked: dict[str, Checked | str] = {}
         self._app: HttpApp = self._application([])
-        docs = docs_pages(lambda: self._app.services, "Gateway", self._http)
-        self.front = Front(self._app, web, health_pages(self.unready), docs, self._guard)
+        docs = docs_pages(lambda: self._app.services, "Gateway", self._http, security)
+        self.front = Front(self._app, web, health_pages(self.unready), docs, admission.known)
         assert web.port is not None  # its parser allows no other
         age = settings.server.connection_age if shared else None
         if not web.tls and not web.plaintext:
@@ -388,6 +408,9 @@ class Running:
         return [one.generation for one in self.backends.values() if one.generation is not None]
 
     def _swap(self, app: HttpApp) -> None:
+        if self._security is not None:
+            for rpc in app.methods.values():  # a rule of one closes the others, before anybody calls it
+                self._security.access.held(rpc.method)
         self._app = self.front.app = app
 
     def _application(self, generations: Iterable[Generation]) -> HttpApp:

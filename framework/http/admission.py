@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 from google.rpc.error_details_pb2 import RetryInfo
 
 from framework.call import Method
 from framework.errors import ConfigError, Internal, ResourceExhausted, RpcError
-from framework.http.exchange import PEER, Scope
+from framework.http.exchange import IDENTITY, PEER, Scope
 from framework.http.rates import Buckets, Rate, Rates
-from framework.identity import Peer
+from framework.identity import Identity
+from framework.security.authentication import SHOWN, Credentials
+from framework.security.guard import Guard
 from framework.web import AUTHENTICATED, WebSettings
 
 log = logging.getLogger("framework.http")
@@ -24,48 +23,7 @@ log = logging.getLogger("framework.http")
 CLIENT = "framework.client"
 """Where a scope has the address of the client, as far as it is believed."""
 
-IDENTITY = "framework.identity"
-"""Where a scope has who the caller is."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """The head of a request, as an `Authenticate` function is given it.
-
-    Attributes:
-        http: the HTTP method; GET of a WebSocket too.
-        path: as it was sent, percent-encoded.
-        query: as it was sent.
-        headers: by name in lower case; of several of a name the last.
-        client: the address of the client.
-        method: what it calls; None when there is nothing at its path.
-        peer: who is at the other end, by the certificate shown; None for who has shown none.
-    """
-
-    http: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    client: str
-    method: Method[Any, Any] | None
-    peer: Peer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the caller is.
-
-    Attributes:
-        name: what rate limits go by.
-        headers: what services are told, in place of what the caller said under the same names: `{"x-user": "ada"}`.
-    """
-
-    name: str
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-
-Authenticate: TypeAlias = Callable[[HttpRequest], Awaitable[Identity | None]]
-"""Says who the caller is, None for somebody who need not say. Raises Unauthenticated or PermissionDenied."""
+_HIDDEN = frozenset(name.encode() for name in SHOWN)
 
 
 class Admission:
@@ -73,21 +31,23 @@ class Admission:
 
     Args:
         settings: with the limits.
-        authenticate: says who the caller is.
+        security: says who a caller is, and whether it may call.
         rates: where it is kept how often somebody called.
+        hide: what callers show is not passed on.
     """
 
     def __init__(
-        self, settings: WebSettings, authenticate: Authenticate | None = None, rates: Rates | None = None
+        self, settings: WebSettings, security: Guard | None = None, rates: Rates | None = None, *, hide: bool = False
     ) -> None:
-        if settings.docs == AUTHENTICATED and authenticate is None:
-            raise ConfigError(f'docs = "{AUTHENTICATED}" takes a hook that says who may see them: authenticate=...')
-        self._authenticate = authenticate
+        if settings.docs == AUTHENTICATED and security is None:
+            raise ConfigError(f'docs = "{AUTHENTICATED}" takes a way to know who asks: set up [auth]')
+        self._security = security
         self._rates = rates or Buckets()
         self._all = Rate.of(settings.rate_limit)
         self._own = {name: Rate.of(limit) for name, limit in settings.rate_limits.items()}
         self._key = settings.rate_key.lower()
-        self.needed = authenticate is not None or self._all is not None or any(self._own.values())
+        self._hide = hide
+        self.needed = security is not None or self._all is not None or any(self._own.values())
 
     async def __call__(self, scope: Scope, method: Method[Any, Any] | None) -> None:
         """Let a request pass.
@@ -96,13 +56,10 @@ class Admission:
             RpcError: it may not; Unauthenticated, PermissionDenied or ResourceExhausted as a rule.
         """
         name = ""
-        if self._authenticate is not None:
-            identity = await self._identify(self._authenticate, request_of(scope, method))
-            if identity is not None:
-                scope[IDENTITY] = identity
-                name = identity.name
-                if identity.headers:
-                    _tell(scope, identity.headers)
+        if self._security is not None:
+            identity = await self._identify(self._security, scope, method)
+            scope[IDENTITY] = identity
+            name = f"{identity.kind} {identity}" if str(identity) else ""
         if self._all is not None:
             await self._take(f"{self._caller(scope, name)}\n", self._all)
         if self._own and method is not None:
@@ -110,10 +67,26 @@ class Admission:
                 rate = self._own.get(limited)
                 if rate is not None:
                     await self._take(f"{self._caller(scope, name)}\n{limited}", rate)
+        if self._hide:
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _HIDDEN]
 
-    async def _identify(self, authenticate: Authenticate, request: HttpRequest) -> Identity | None:
+    async def known(self, scope: Scope, method: Method[Any, Any] | None) -> None:
+        """Let a request pass of somebody who is known. Raises RpcError."""
+        await self(scope, method)
+        if self._security is not None and not scope[IDENTITY].subject:
+            raise self._security.authentication.missing()
+
+    async def _identify(self, security: Guard, scope: Scope, method: Method[Any, Any] | None) -> Identity:
+        shown: dict[str, str | bytes] = {}
+        twice = False
+        for key, value in scope["headers"]:
+            name = key.decode("latin-1")
+            twice = twice or (name in shown and name in SHOWN)
+            shown.setdefault(name, value.decode("latin-1"))
         try:
-            return await authenticate(request)
+            return await security.admit(
+                Credentials(shown, method, scope.get(PEER), client_of(scope)), twice=twice, told=self._hide
+            )
         except RpcError:
             raise
         except Exception as error:
@@ -147,22 +120,3 @@ def client_of(scope: Scope) -> str:
         client = scope.get("client")
         found = client[0] if client else ""
     return found
-
-
-def request_of(scope: Scope, method: Method[Any, Any] | None) -> HttpRequest:
-    """The head of a request."""
-    raw: bytes | None = scope.get("raw_path")
-    return HttpRequest(
-        scope.get("method", "GET"),
-        scope["path"] if raw is None else raw.decode("latin-1"),
-        scope["query_string"].decode("latin-1"),
-        {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]},
-        client_of(scope),
-        method,
-        scope.get(PEER),
-    )
-
-
-def _tell(scope: Scope, headers: Mapping[str, str]) -> None:
-    told = {name.lower().encode("latin-1"): value.encode("latin-1", "replace") for name, value in headers.items()}
-    scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in told] + list(told.items())

@@ -27,7 +27,7 @@ from framework.http.rpc import (
     known_encoding,
     received,
 )
-from framework.http.status import HTTP_STATUS, Details, Headers, HttpError, packed, retry_after, text
+from framework.http.status import HTTP_STATUS, Details, Headers, HttpError, challenge, packed, retry_after, text
 
 END_STREAM = 0x02
 VERSION = b"connect-protocol-version"
@@ -182,6 +182,7 @@ async def _fail(
     trailer = error.metadata or (call.trailer if call is not None else ())
     sent: Headers = [(b"content-type", b"application/json"), *headers]
     sent += _metadata(call.header if call is not None else (), trailer)
+    sent += challenge(error)
     if error.details:
         sent += retry_after(error)
     shown = text(error_json(error, rpc.details))

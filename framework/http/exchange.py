@@ -28,6 +28,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 P = ParamSpec("P")
 
+IDENTITY = "framework.identity"
+"""Where a scope has who the caller is, once that was found out."""
+
 PATIENCE = 0.02
 """Seconds after which it is looked whether the client is still there."""
 
@@ -259,7 +262,7 @@ class Exchange:
     def call(self, method: Method[Any, Any], request: Any, metadata: Metadata, timeout: float | None) -> Call:
         """The call that the request asks for."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        return Call(
+        call = Call(
             method,
             request,
             metadata,
@@ -268,6 +271,8 @@ class Exchange:
             peer=peer_of(self.scope),
             wire=self.scope.get(PEER),
         )
+        call.identity = self.scope.get(IDENTITY)
+        return call
 
     # The response
 

@@ -77,8 +77,8 @@ class Incoming:
     def _learn(self, raw_key: bytes) -> str | None:
         name = raw_key.decode("latin-1").lower()
         key = None if name in HOP_BY_HOP or name.startswith(":") else self._named(name)
-        if key is not None and (not _KEY.fullmatch(key) or key.startswith(("grpc-", FORWARDED))):
-            key = None  # what is told of the client is told once, and not under another name
+        if key is not None and (not _KEY.fullmatch(key) or key.startswith(("grpc-", "framework-", FORWARDED))):
+            key = None  # what is told of the client, or among services, is not told by the client
         if len(self._known) < MOST_NAMES and len(raw_key) <= LONGEST_NAME:
             self._known[raw_key] = key
         return key

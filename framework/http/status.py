@@ -108,3 +108,12 @@ def retry_after(error: RpcError) -> Headers:
         if key == PUSHBACK and isinstance(value, str) and value.isdigit():
             return [(b"retry-after", b"%d" % -(-int(value) // 1000))]
     return []
+
+
+def challenge(error: RpcError) -> Headers:
+    """The header WWW-Authenticate of an error that says how to prove who one is."""
+    return [
+        (key.encode(), value.encode("latin-1", "replace"))
+        for key, value in error.metadata
+        if key == "www-authenticate" and isinstance(value, str)
+    ]

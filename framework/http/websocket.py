@@ -24,12 +24,12 @@ from framework.errors import (
     RpcError,
 )
 from framework.http.binding import Preset
-from framework.http.exchange import Conduct, Gone, Inbox, Receive, Scope, Send, peer_of
+from framework.http.exchange import IDENTITY, Conduct, Gone, Inbox, Receive, Scope, Send, peer_of
 from framework.http.headers import timeout_of
 from framework.http.json import JsonError
 from framework.http.rest import RestRoute
 from framework.http.routes import BadPath, Found
-from framework.http.status import HTTP_STATUS, Headers, text
+from framework.http.status import HTTP_STATUS, Headers, challenge, text
 from framework.telemetry.http import ROUTE
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ async def _serve(app: HttpApp, scope: Scope, receive: Receive, send: Send) -> No
         timeout=timeout,
         peer=peer_of(scope),
     )
+    call.identity = scope.get(IDENTITY)
     try:
         await Conduct(call, socket).run(_run, route, call, requests, send)
     except RpcError as error:
@@ -116,6 +117,7 @@ async def _deny(app: HttpApp, scope: Scope, send: Send, error: RpcError) -> None
         return
     body = text(app.details.status(error.code, error.message, error.details))
     headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += challenge(error)
     status = HTTP_STATUS[error.code]
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})

@@ -14,6 +14,7 @@ from framework.errors import Code, RpcError, error_for
 from framework.identity import Identity, Peer
 from framework.interceptors.criticality import BY_NAME
 from framework.interceptors.criticality import KEY as CRITICALITY
+from framework.interceptors.identity import KEY as IDENTITY
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.interceptors.request_id import new_request_id
 from framework.metadata import pairs
@@ -21,7 +22,7 @@ from framework.metadata import pairs
 ATTEMPTS = ("x-previous-rpc-attempts", "grpc-previous-rpc-attempts")
 """Metadata of a call that was made before: how often. The first is our clients', which cannot send that of gRFC A6."""
 
-_READ = frozenset({REQUEST_ID, CRITICALITY, *ATTEMPTS})
+_READ = frozenset({REQUEST_ID, CRITICALITY, IDENTITY, *ATTEMPTS})
 
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailer that says when a failed call may be made again. Source: gRFC A6."""
@@ -62,10 +63,22 @@ class ServerCall(Call):
         header_sent: response headers are on their way.
         status: code and message set by `Context.set_code` and `set_details`.
         write: how a handler that uses `Context.write` sends, None for others.
+        told: what a service tells of whom it calls for, to be checked, which handlers do not see; None for nothing.
         pushback: milliseconds after which the caller of a call that failed may try again, below 0 not at all, or None.
     """
 
-    __slots__ = ("_peer", "_request_id", "aborted", "expelled", "header_sent", "pushback", "status", "task", "write")
+    __slots__ = (
+        "_peer",
+        "_request_id",
+        "aborted",
+        "expelled",
+        "header_sent",
+        "pushback",
+        "status",
+        "task",
+        "told",
+        "write",
+    )
 
     wire: Any
     _peer: str | Callable[[], str]
@@ -108,6 +121,7 @@ class ServerCall(Call):
         self.status: tuple[Code, str] = UNSET
         self.write: Callable[[Any], Awaitable[None]] | None = None
         self.pushback: int | None = None
+        self.told: str | None = None
 
     @property
     def peer(self) -> str:
@@ -167,8 +181,12 @@ def incoming_call(
             call.request_id = call._request_id or str(value)
         elif key == CRITICALITY:
             call.criticality = BY_NAME.get(value)  # type: ignore[arg-type]  # this key has text
+        elif key == IDENTITY:
+            call.told = "" if call.told is not None else str(value)  # told twice, it holds neither way
         else:
             call.attempt = 1 + int(value) if len(value) < 4 and value.isdigit() else 1
+    if call.told is not None:
+        call.metadata = tuple(pair for pair in metadata if pair[0] != IDENTITY)
     return call
 
 

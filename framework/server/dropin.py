@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool
 
 from framework.call import Method
 from framework.errors import Unimplemented
+from framework.options import access_of
 from framework.server.context import Context
 from framework.server.pipeline import Pipeline
 
@@ -50,6 +52,7 @@ class DropInServer(grpc.aio.Server):
             Any,  # the handler's own serializer is all that grpc tells of the reply
             client_streaming=handler.request_streaming,
             server_streaming=handler.response_streaming,
+            access=_access_of(service, name),
         )
         self._pipeline.add_method(method, function, handler.request_deserializer, handler.response_serializer)
 
@@ -80,6 +83,15 @@ def _unimplemented(function: Any) -> Any:
         raise Unimplemented(f"{function.__qualname__} is not implemented")
 
     return unimplemented
+
+
+def _access_of(service: str, name: str) -> tuple[dict[str, Any], ...]:
+    """Who may call a method, as its proto says, which code of grpc's own plugin does not tell."""
+    try:
+        described: Any = descriptor_pool.Default().FindServiceByName(service)
+        return access_of(described.methods_by_name[name])
+    except KeyError:
+        return ()
 
 
 def _message_of(deserializer: Any) -> Any:

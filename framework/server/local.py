@@ -105,6 +105,7 @@ def _serving(bound: Bound, call: Call) -> ServerCall:
     wire = _WIRE if call.wire is None else _Wire(call.wire)
     serving = incoming_call(bound.method, call.metadata, deadline=call.deadline, peer=call.peer, wire=wire)
     serving.request = request
+    serving.identity = call.identity
     return serving
 
 

@@ -20,6 +20,7 @@ from framework.client.pool import Pool
 from framework.config import Settings
 from framework.discovery import Instance, Snapshot
 from framework.discovery.watching import PushedWatch
+from framework.interceptors.identity import signer
 from framework.policy import ClientSettings
 from framework.server.pipeline import Pipeline
 from framework.service import Service
@@ -139,7 +140,16 @@ class Network:
         watch = PushedWatch(service, "the network in memory", self._watches)
         watch.show(self._snapshot(service))
         pool = Pool(service, watch, self._dial, own, where=watch.registry, rng=rng)
-        channel = Channel(pool, own, interceptors, fallbacks=fallbacks, rng=rng, telemetry=self.telemetry)
+        channel = Channel(
+            pool,
+            own,
+            interceptors,
+            fallbacks=fallbacks,
+            rng=rng,
+            telemetry=self.telemetry,
+            signer=signer.get(),
+            audience=service,
+        )
         self._channels.append(channel)
         return channel
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -21,6 +22,7 @@ from framework.discovery.local import LocalRegistry
 from framework.gateway import Gateway
 from framework.gateway.gateway import Running
 from framework.http.methods import services_in
+from framework.identity import Identity
 from framework.options import method_of
 from framework.server.reflection import METHODS
 from framework.server.servicer import Servicer
@@ -93,6 +95,7 @@ class Shop(Servicer):
         self.cancelled = asyncio.Event()
         self.go_on = asyncio.Event()
         self.metadata: dict[str, Any] = {}
+        self.identity: Identity | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("Sell", "Pay"):
@@ -101,6 +104,7 @@ class Shop(Servicer):
 
     async def Get(self, request: Any, context: Context) -> Any:
         self.metadata = dict(context.invocation_metadata())
+        self.identity = context.identity
         self.entered.set()
         if request.name == "nothing":
             raise NotFound("no such thing", details=[ErrorInfo(reason="LOST")])
@@ -118,6 +122,7 @@ class Shop(Servicer):
         return request
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        self.identity = context.identity
         try:
             request.number = 1
             yield request
@@ -154,7 +159,8 @@ class Town:
         """Start an instance; returns its servicer, and what ends it."""
         servicer = servicer or Shop(proto)
         exit = AsyncExitStack()
-        settings = Settings(registry="none", server=ServerSettings(drain=AT_ONCE))
+        settings = fields.pop("settings", None) or Settings()
+        settings = dataclasses.replace(settings, registry="none", server=ServerSettings(drain=AT_ONCE))
         await exit.enter_async_context(
             service(name, servicer, proto, **fields).running(settings, registry=self.registry)
         )
@@ -163,11 +169,11 @@ class Town:
 
     async def gateway(self, *, gateway: Gateway | None = None, ready: bool = True, **settings: Any) -> Running:
         """Start a gateway."""
-        drain = settings.pop("drain", AT_ONCE)
+        drain, own = settings.pop("drain", AT_ONCE), settings.pop("settings", None) or Settings()
         web = GatewaySettings.parse({"port": 0, "refresh": 0.05, **settings}, "gateway")
         running = await self._exits.enter_async_context(
             (gateway or Gateway()).running(
-                Settings(gateway=web, server=ServerSettings(drain=drain)), registry=self.registry
+                dataclasses.replace(own, gateway=web, server=ServerSettings(drain=drain)), registry=self.registry
             )
         )
         if ready:
@@ -200,13 +206,15 @@ async def eventually(asked: Callable[[], Awaitable[bool]], seconds: float = 10.0
             await asyncio.sleep(0.01)
 
 
-async def until(client: httpx.AsyncClient, request: str, status: int, body: Any = None) -> httpx.Response:
+async def until(
+    client: httpx.AsyncClient, request: str, status: int, body: Any = None, headers: Any = None
+) -> httpx.Response:
     """Repeat a request until it is answered like this."""
     method, _, path = request.partition(" ")
     responses: list[httpx.Response] = []
 
     async def asked() -> bool:
-        responses[:] = [await client.request(method, path, json=body)]
+        responses[:] = [await client.request(method, path, json=body, headers=headers)]
         return responses[0].status_code == status
 
     await eventually(asked, 20.0)

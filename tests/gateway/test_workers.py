@@ -20,14 +20,18 @@ from tests.workers.supervised import Supervised, supervised, write
 APP = """\
 import os
 
-from framework.gateway import Gateway, Identity
+from framework.gateway import Gateway
 
 
-async def authenticate(request):
-    return Identity("", headers={"x-worker": str(os.getpid())})
+def named(method, next):
+    def handler(call):
+        call.metadata = (*call.metadata, ("x-worker", str(os.getpid())))
+        return next(call)
+
+    return handler
 
 
-Gateway(authenticate=authenticate).run()
+Gateway(interceptors=[named]).run()
 """
 
 SERVICE = """\

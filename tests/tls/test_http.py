@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from framework import ConfigError, Context, ServerSettings, Settings
+from framework import ConfigError, Context, Credentials, Identity, ServerSettings, Settings
 from framework.cohosting import tls_beside
 from framework.discovery.local import LocalRegistry
-from framework.gateway import Gateway, HttpRequest
+from framework.gateway import Gateway
 from framework.gateway.gateway import Running
 from framework.policy import ClientSettings
 from framework.server.server import Server
@@ -181,14 +181,16 @@ async def test_gateway(certs: Folder, tmp_path: Path) -> None:
 
 
 async def test_gateway_knows_its_clients(certs: Folder, tmp_path: Path) -> None:
-    """What `authenticate` is given says who is at the other end, over a WebSocket too."""
+    """What an authenticator is given says who is at the other end, over a WebSocket too."""
     seen: list[str] = []
 
-    async def authenticate(request: HttpRequest) -> None:
-        seen.append("nobody" if request.peer is None else str(request.peer))
+    class Doorman:
+        async def authenticate(self, credentials: Credentials) -> Identity | None:
+            seen.append("nobody" if credentials.peer is None else str(credentials.peer))
+            return Identity("somebody")
 
     web = GatewaySettings(port=0, tls=certs.server("web", clients="optional"))
-    async with gateway(certs, tmp_path, web, authenticate=authenticate) as running:
+    async with gateway(certs, tmp_path, web, authenticators=[Doorman()]) as running:
         port = running.server.port
         await post(port, context(certs))
         await post(port, context(certs, "caller"))

@@ -8,13 +8,15 @@ from framework import options_pb2 as framework_dot_options__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from ...common.v1 import money_pb2 as shop_dot_common_dot_v1_dot_money__pb2
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshop/catalog/v1/catalog.proto\x12\x0fshop.catalog.v1\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ashop/common/v1/money.proto\"[\n\x07Product\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12$\n\x05price\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\"\x1f\n\x11GetProductRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\x17\x42\x61tchGetProductsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"F\n\x18\x42\x61tchGetProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\"N\n\x13ListProductsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"[\n\x14ListProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fSetPriceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x05price\x18\x02 \x01(\x0b\x32\x15.shop.common.v1.Money2\xef\x03\n\x07\x43\x61talog\x12o\n\nGetProduct\x12\".shop.catalog.v1.GetProductRequest\x1a\x18.shop.catalog.v1.Product\"#\x90\x02\x01\x9a\x82\x19\x03\x1a\x01*\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/products/{id}\x12\x89\x01\n\x10\x42\x61tchGetProducts\x12(.shop.catalog.v1.BatchGetProductsRequest\x1a).shop.catalog.v1.BatchGetProductsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/products:batchGet\x12t\n\x0cListProducts\x12$.shop.catalog.v1.ListProductsRequest\x1a%.shop.catalog.v1.ListProductsResponse\"\x17\x90\x02\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/products\x12q\n\x08SetPrice\x12 .shop.catalog.v1.SetPriceRequest\x1a\x18.shop.catalog.v1.Product\")\x90\x02\x02\x82\xd3\xe4\x93\x02 \x1a\x17/v1/products/{id}/price:\x05priceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshop/catalog/v1/catalog.proto\x12\x0fshop.catalog.v1\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ashop/common/v1/money.proto\"[\n\x07Product\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12$\n\x05price\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\"\x1f\n\x11GetProductRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\x17\x42\x61tchGetProductsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"F\n\x18\x42\x61tchGetProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\"N\n\x13ListProductsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"[\n\x14ListProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fSetPriceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x05price\x18\x02 \x01(\x0b\x32\x15.shop.common.v1.Money2\x86\x04\n\x07\x43\x61talog\x12o\n\nGetProduct\x12\".shop.catalog.v1.GetProductRequest\x1a\x18.shop.catalog.v1.Product\"#\x90\x02\x01\x9a\x82\x19\x03\x1a\x01*\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/products/{id}\x12\x89\x01\n\x10\x42\x61tchGetProducts\x12(.shop.catalog.v1.BatchGetProductsRequest\x1a).shop.catalog.v1.BatchGetProductsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/products:batchGet\x12t\n\x0cListProducts\x12$.shop.catalog.v1.ListProductsRequest\x1a%.shop.catalog.v1.ListProductsResponse\"\x17\x90\x02\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/products\x12~\n\x08SetPrice\x12 .shop.catalog.v1.SetPriceRequest\x1a\x18.shop.catalog.v1.Product\"6\x90\x02\x02\x92\x82\x19\tR\x07\x1a\x05staff\x82\xd3\xe4\x93\x02 \x1a\x17/v1/products/{id}/price:\x05price\x1a\x08\x92\x82\x19\x04R\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CATALOG']._loaded_options = None
+  _globals['_CATALOG']._serialized_options = b'\222\202\031\004R\002\010\001'
   _globals['_CATALOG'].methods_by_name['GetProduct']._loaded_options = None
   _globals['_CATALOG'].methods_by_name['GetProduct']._serialized_options = b'\220\002\001\232\202\031\003\032\001*\202\323\344\223\002\023\022\021/v1/products/{id}'
   _globals['_CATALOG'].methods_by_name['BatchGetProducts']._loaded_options = None
@@ -22,7 +24,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATALOG'].methods_by_name['ListProducts']._loaded_options = None
   _globals['_CATALOG'].methods_by_name['ListProducts']._serialized_options = b'\220\002\001\202\323\344\223\002\016\022\014/v1/products'
   _globals['_CATALOG'].methods_by_name['SetPrice']._loaded_options = None
-  _globals['_CATALOG'].methods_by_name['SetPrice']._serialized_options = b'\220\002\002\202\323\344\223\002 \032\027/v1/products/{id}/price:\005price'
+  _globals['_CATALOG'].methods_by_name['SetPrice']._serialized_options = b'\220\002\002\222\202\031\tR\007\032\005staff\202\323\344\223\002 \032\027/v1/products/{id}/price:\005price'
   _globals['_PRODUCT']._serialized_start=133
   _globals['_PRODUCT']._serialized_end=224
   _globals['_GETPRODUCTREQUEST']._serialized_start=226
@@ -38,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETPRICEREQUEST']._serialized_start=544
   _globals['_SETPRICEREQUEST']._serialized_end=611
   _globals['_CATALOG']._serialized_start=614
-  _globals['_CATALOG']._serialized_end=1109
+  _globals['_CATALOG']._serialized_end=1132
 # @@protoc_insertion_point(module_scope)
 __comments__ = {
   'shop.catalog.v1.BatchGetProductsRequest.ids': 'At most 100.',

@@ -18,6 +18,7 @@ class CatalogMethods:
         catalog_pb2.GetProductRequest,
         catalog_pb2.Product,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"public": True},),
     )
 
     BatchGetProducts = Method(
@@ -26,6 +27,7 @@ class CatalogMethods:
         catalog_pb2.BatchGetProductsRequest,
         catalog_pb2.BatchGetProductsResponse,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"public": True},),
     )
 
     ListProducts = Method(
@@ -34,6 +36,7 @@ class CatalogMethods:
         catalog_pb2.ListProductsRequest,
         catalog_pb2.ListProductsResponse,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"public": True},),
     )
 
     SetPrice = Method(
@@ -42,6 +45,7 @@ class CatalogMethods:
         catalog_pb2.SetPriceRequest,
         catalog_pb2.Product,
         idempotency=Idempotency.IDEMPOTENT,
+        access=({"roles": ["staff"]},),
     )
 
 

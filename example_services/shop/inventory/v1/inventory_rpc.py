@@ -19,6 +19,7 @@ class InventoryMethods:
         inventory_pb2.CheckStockRequest,
         inventory_pb2.CheckStockResponse,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"public": True},),
     )
 
     Reserve = Method(
@@ -27,6 +28,7 @@ class InventoryMethods:
         inventory_pb2.ReserveRequest,
         inventory_pb2.Reservation,
         idempotency=Idempotency.IDEMPOTENT,
+        access=({"services": ["orders"]},),
     )
 
     Release = Method(
@@ -35,6 +37,7 @@ class InventoryMethods:
         inventory_pb2.ReleaseRequest,
         inventory_pb2.Reservation,
         idempotency=Idempotency.IDEMPOTENT,
+        access=({"services": ["orders"]},),
     )
 
     WatchStock = Method(
@@ -45,6 +48,7 @@ class InventoryMethods:
         server_streaming=True,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         options={"idle": "none"},
+        access=({"public": True},),
     )
 
     ReceiveStock = Method(
@@ -53,6 +57,7 @@ class InventoryMethods:
         inventory_pb2.Pallet,
         inventory_pb2.ReceiveStockResponse,
         client_streaming=True,
+        access=({"roles": ["staff"]},),
     )
 
 

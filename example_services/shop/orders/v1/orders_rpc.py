@@ -21,6 +21,7 @@ class OrdersMethods:
         idempotency=Idempotency.IDEMPOTENT,
         timeout=5.0,
         options={"criticality": "CRITICAL_PLUS"},
+        access=({"roles": ["buyer"]},),
     )
 
     GetOrder = Method(
@@ -29,6 +30,7 @@ class OrdersMethods:
         orders_pb2.GetOrderRequest,
         orders_pb2.Order,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"roles": ["buyer"]}, {"roles": ["staff"]}),
     )
 
     CancelOrder = Method(
@@ -37,6 +39,7 @@ class OrdersMethods:
         orders_pb2.CancelOrderRequest,
         orders_pb2.Order,
         idempotency=Idempotency.IDEMPOTENT,
+        access=({"roles": ["buyer"]}, {"roles": ["staff"]}),
     )
 
     WatchOrder = Method(
@@ -46,6 +49,7 @@ class OrdersMethods:
         orders_pb2.Order,
         server_streaming=True,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"roles": ["buyer"]}, {"roles": ["staff"]}),
     )
 
     FillBasket = Method(
@@ -56,6 +60,7 @@ class OrdersMethods:
         client_streaming=True,
         server_streaming=True,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"public": True},),
     )
 
 

@@ -19,6 +19,7 @@ class PaymentsMethods:
         payments_pb2.Payment,
         idempotency=Idempotency.IDEMPOTENT,
         options={"retry": {"attempts": 5}, "hedge": {"extra_load": 0.0}, "criticality": "CRITICAL_PLUS"},
+        access=({"services": ["orders"]},),
     )
 
     Refund = Method(
@@ -27,6 +28,7 @@ class PaymentsMethods:
         payments_pb2.RefundRequest,
         payments_pb2.Payment,
         idempotency=Idempotency.IDEMPOTENT,
+        access=({"services": ["orders"]},),
     )
 
     GetPayment = Method(
@@ -35,6 +37,7 @@ class PaymentsMethods:
         payments_pb2.GetPaymentRequest,
         payments_pb2.Payment,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        access=({"services": ["orders"]},),
     )
 
 
