@@ -24,7 +24,7 @@ from framework.observation import TelemetrySettings
 from framework.telemetry.sdk import traced
 from framework.telemetry.telemetry import Telemetry, active
 
-PAIRS = 41
+PAIRS = 61
 OFF = TelemetrySettings(instrumentation="off", metrics=False)
 
 KINDS = ("off", "metrics", "unsampled", "sampled", "bare", "contrib")
