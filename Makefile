@@ -56,8 +56,8 @@ bench: $(READY) ## measure (B=name for one)
 faults: $(READY) tools ## break instances and Consul under load, and compare (S=sigstop for some, N=3 times each)
 	@$(BIN)/python -m bench.faults $(S) $(if $(N),--rounds $(N))
 
-conformance: $(READY) ## run Connect's conformance suite against the HTTP side
-	@scripts/tools connectconformance
+conformance: $(READY) ## run Connect's conformance suite: gRPC, Connect and gRPC-Web, on every server
+	@scripts/tools connectconformance pyvoy
 	@$(BIN)/python -m pytest -n0 -s tests/http/test_conformance.py
 
 differential: $(READY) ## compare made-up requests with real Envoy's answers (N=600, SEED=1)

@@ -11,13 +11,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import auth, calls, discovery, gateway, http, start, telemetry, tls, workers
+from bench import auth, calls, discovery, engine, gateway, http, start, telemetry, tls, workers
 from bench.harness import Row
 
 BENCHES = {
     "client": calls.client,
     "server": calls.server,
     "memory": calls.memory,
+    "pyvoy": engine.pyvoy,
     "picks": discovery.picks,
     "local": discovery.local,
     "consul": discovery.consul,

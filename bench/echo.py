@@ -52,6 +52,10 @@ class Echo(Servicer):
         return DoubleValue(value=time.process_time())
 
 
+service = Service("echo", servicers=[Echo()])
+"""For `framework run`."""
+
+
 def bare_handlers() -> grpc.GenericRpcHandler:
     """The same methods as grpc.aio alone serves them."""
     echo = Echo()

@@ -26,6 +26,7 @@ from framework.server.local import Local
 from framework.server.pipeline import Pipeline
 from framework.server.server import Server
 from framework.tls import refuse_plain_text
+from framework.web import WebSettings
 
 log = logging.getLogger("framework.http")
 
@@ -47,6 +48,22 @@ def http_beside(
     web = settings.http
     if shared and not web.port:
         raise ConfigError("workers cannot share any free port for HTTP; choose one with --http")
+    front, live = http_front(name, server, web, security)
+    age = settings.connection_age if shared else None
+    return HttpServer(
+        front, settings.host, web.port or 0, web.limits, live,
+        option="--http", connection_age=age, tls=tls_beside(settings),
+    )  # fmt: skip
+
+
+def http_front(
+    name: str, server: Server, web: WebSettings, security: Guard | None = None
+) -> tuple[Front, set[Conduct]]:
+    """The ASGI application for the methods of a gRPC server, and its calls in flight.
+
+    Raises:
+        RuleError: a google.api.http rule that cannot be served.
+    """
     live: set[Conduct] = set()
     admission = Admission(web, security)
     app = HttpApp(
@@ -61,12 +78,7 @@ def http_beside(
         return "" if server.health.is_serving else f"{server.address} does not serve"
 
     docs = docs_pages(lambda: app.services, name, app.settings, security)
-    front = Front(app, web, health_pages(unready), docs, admission.known)
-    age = settings.connection_age if shared else None
-    return HttpServer(
-        front, settings.host, web.port or 0, web.limits, live,
-        option="--http", connection_age=age, tls=tls_beside(settings),
-    )  # fmt: skip
+    return Front(app, web, health_pages(unready), docs, admission.known), live
 
 
 def tls_beside(settings: ServerSettings) -> TlsFiles | None:

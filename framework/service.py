@@ -111,6 +111,11 @@ class Service:
         return self._servicers
 
     @property
+    def grpc_interceptors(self) -> tuple[Any, ...]:
+        """What is handed to grpc's own server."""
+        return self._grpc_interceptors
+
+    @property
     def grpc_server(self) -> DropInServer:
         """For generated code of grpc's own: `add_CatalogServicer_to_server(servicer, service.grpc_server)`."""
         return DropInServer(self._building())
@@ -153,6 +158,11 @@ class Service:
         finally:
             self._pipeline = self._guard = None
 
+    @property
+    def guard(self) -> Guard | None:
+        """What finds out who calls, and whether they may; None while the service is not up, or when all may."""
+        return self._guard
+
     def _check(self, pipeline: Pipeline) -> None:
         """Raise FrameworkError unless what the lifespan has added can be served."""
         if not pipeline.methods and not self.may_be_empty:
@@ -163,6 +173,15 @@ class Service:
             self._guard.access.complete()
         else:
             warn_of_rules(self.name, (bound.method for bound in pipeline.methods))
+
+    @asynccontextmanager
+    async def prepared(self, settings: Settings) -> AsyncIterator[Pipeline]:
+        """All but a server: lifespan, telemetry, and settings that are followed; gives the pipeline."""
+        active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
+        async with contextlib.AsyncExitStack() as exits:
+            await exits.enter_async_context(telemetry_for(settings.telemetry).running(self.name))
+            exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
+            yield await exits.enter_async_context(self.assembled(settings))
 
     @asynccontextmanager
     async def running(
@@ -185,12 +204,9 @@ class Service:
             FrameworkError: it cannot start; the message says why and what to do.
         """
         settings = settings or self.settings or Settings.load()
-        active.set(settings)  # `connect` in the lifespan, and in handlers, is to use the same
         outside = signer.get()
         async with contextlib.AsyncExitStack() as exits:
-            await exits.enter_async_context(telemetry_for(settings.telemetry).running(self.name))
-            exits.callback(watch(settings))  # the channels take what changes; a server stays as it was started
-            pipeline = await exits.enter_async_context(self.assembled(settings))
+            pipeline = await exits.enter_async_context(self.prepared(settings))
             if registry is None and settings.registry != NO_REGISTRY and not shared:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)
@@ -203,7 +219,7 @@ class Service:
                 exits.push_async_callback(beside.stop)
             lease: Lease | None = None
             if registry is not None:
-                instance = self._instance(settings.server, server.port)
+                instance = self.instance(settings.server, server.port)
                 lease = await registry.register(instance)
                 exits.push_async_callback(lease.close)
                 log.info("%s serves on %s, registered in %s as %s", self.name, server.address, registry, instance.id)
@@ -238,7 +254,8 @@ class Service:
             log.info("%s serves HTTP on %s", self.name, beside.url)
         return beside
 
-    def _instance(self, settings: ServerSettings, port: int) -> Instance:
+    def instance(self, settings: ServerSettings, port: int) -> Instance:
+        """What is registered of this process, which listens on the port."""
         return Instance(
             id=f"{self.name}-{uuid.uuid4().hex[:12]}",
             service=self.name,
@@ -274,7 +291,7 @@ class Service:
                 settings, server=dataclasses.replace(server, host=worker.host, port=worker.port)
             )
             running = self.running(placed, shared=True)
-            return worker.serve(running, placed, server.workers, lambda port: self._instance(placed.server, port))
+            return worker.serve(running, placed, server.workers, lambda port: self.instance(placed.server, port))
 
         program.launch(
             self.name,

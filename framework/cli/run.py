@@ -17,6 +17,7 @@ from framework.errors import ConfigError
 
 if TYPE_CHECKING:
     from framework.cli import Commands
+    from framework.service import Service
 
 SERVER = ("host", "port", "advertise", "workers")
 """Options that are settings of the server."""
@@ -28,6 +29,7 @@ examples:
   framework run shop.catalog:service --http 8081
   framework run shop.catalog:service --host 0.0.0.0 --advertise catalog.internal:50051 --plaintext
   framework run shop.catalog:service --workers auto
+  framework run shop.catalog:service --engine pyvoy
 
 SIGTERM and Ctrl-C drain: deregister, let calls end, leave. A second one stops at once. With workers, SIGHUP replaces
 them one by one with ones that read code and settings anew."""
@@ -53,6 +55,9 @@ def add_parser(subparsers: Commands) -> None:
         "--registry", metavar="URL", help="consul://HOST:PORT, sqlite:///FILE, local (default), or none"
     )
     parser.add_argument("--workers", metavar="N", help="processes that share the port (default 1); auto: one per CPU")
+    parser.add_argument(
+        "--engine", choices=("grpc", "pyvoy"), default="grpc", help="pyvoy, an experiment: gRPC and HTTP on one port"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (default: framework.toml, if there)")
     add_plaintext(parser)
     parser.set_defaults(run=run)
@@ -66,18 +71,27 @@ def run(args: argparse.Namespace) -> int:
     allow_plaintext(args)
     worker = Worker.claim()
     with worker.reporting() if worker is not None else contextlib.nullcontext():
-        service = load(args.target)
-        settings = Settings.load(args.config) if args.config or service.settings is None else service.settings
-        given: dict[str, Any] = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
-        if args.http is not None:
-            given["http"] = {"port": args.http}
-        server = ServerSettings.parse(given, "", settings.server) if given else settings.server
-        settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
-        if args.plaintext:
-            settings = settings.in_plaintext()  # those that code has made, too
+        service, settings = asked(args)
         command = again("run", args, (*SERVER, "http", "registry", "config"))
-        service.launch(settings, worker, [*command, args.target])
+        if args.engine == "pyvoy":
+            from framework.pyvoy.engine import launch
+
+            launch(service, settings, [args.target, *command[4:], *(["--plaintext"] if args.plaintext else [])])
+        else:
+            service.launch(settings, worker, [*command, args.target])
     return 0
+
+
+def asked(args: argparse.Namespace) -> tuple[Service, Settings]:
+    """The Service and its settings. Raises ConfigError."""
+    service = load(args.target)
+    settings = Settings.load(args.config) if args.config or service.settings is None else service.settings
+    given: dict[str, Any] = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
+    if args.http is not None:
+        given["http"] = {"port": args.http}
+    server = ServerSettings.parse(given, "", settings.server) if given else settings.server
+    settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
+    return service, settings.in_plaintext() if args.plaintext else settings  # those that code has made, too
 
 
 def again(name: str, args: argparse.Namespace, options: Iterable[str]) -> list[str]:
@@ -87,7 +101,7 @@ def again(name: str, args: argparse.Namespace, options: Iterable[str]) -> list[s
     return [sys.executable, "-m", "framework", name, *given]
 
 
-def load(target: str) -> Any:
+def load(target: str) -> Service:
     """The Service at `module:name`.
 
     Raises:

@@ -93,13 +93,7 @@ class Server:
             ConfigError: the address cannot be had, or certificates cannot be used.
         """
         tls = self._tls()
-        for method in self.health.__methods__:
-            if self.pipeline.find(method.path) is None:
-                self.pipeline.add_method(method, getattr(self.health, method.name))
-            else:
-                log.warning("%s is the service's own: it has to say itself that it drains", method.full_name)
-        add_reflection(self.pipeline)
-        self.pipeline.complete()
+        self.complete()
         self._server, self.port = await wire.listen(
             self.pipeline,
             self.settings,
@@ -125,6 +119,16 @@ class Server:
         if not settings.plaintext:
             refuse_plain_text("the server", settings.host, "server")
         return None
+
+    def complete(self) -> None:
+        """Have health and reflection beside the user's services. Raises ConfigError for settings that fit no method."""
+        for method in self.health.__methods__:
+            if self.pipeline.find(method.path) is None:
+                self.pipeline.add_method(method, getattr(self.health, method.name))
+            else:
+                log.warning("%s is the service's own: it has to say itself that it drains", method.full_name)
+        add_reflection(self.pipeline)
+        self.pipeline.complete()
 
     async def drain(self, drain: Drain | None = None) -> None:
         """Stop without losing a call: keep accepting for `delay`, then refuse new calls and let those in flight end.

@@ -333,7 +333,7 @@ async def listen(
         options=(
             ("grpc.so_reuseport", int(shared_for is not None)),
             ("grpc.max_receive_message_length", settings.max_message),
-            ("grpc.max_send_message_length", settings.max_message),
+            ("grpc.max_send_message_length", -1),  # the pipeline looks at the size of replies
             ("grpc.keepalive_time_ms", int(settings.keepalive.interval * 1000)),
             ("grpc.keepalive_timeout_ms", int(settings.keepalive.timeout * 1000)),
             ("grpc.http2.ping_timeout_ms", int(settings.keepalive.timeout * 1000)),  # a minute at least without it

@@ -30,21 +30,26 @@ def pool() -> descriptor_pool.DescriptorPool:
     return compile_folder(PROTOS)
 
 
-def compile_folder(folder: Path) -> descriptor_pool.DescriptorPool:
-    """The pool of all protos in a folder."""
-    return _pool(folder, sorted(str(path.relative_to(folder)) for path in folder.rglob("*.proto")))
+def compile_folder(folder: Path, kept: str | None = None) -> descriptor_pool.DescriptorPool:
+    """The pool of all protos in a folder; `kept` is a file that has it, once somebody has made it."""
+    return _pool(folder, sorted(str(path.relative_to(folder)) for path in folder.rglob("*.proto")), kept)
 
 
-def _pool(folder: Path, names: list[str]) -> descriptor_pool.DescriptorPool:
+def _pool(folder: Path, names: list[str], kept: str | None = None) -> descriptor_pool.DescriptorPool:
     with tempfile.TemporaryDirectory() as temporary:
-        made = Path(temporary, "set")
-        command = [sys.executable, "-P", "-m", "grpc_tools.protoc", "-I.", *(f"-I{path}" for path in include_paths())]
-        subprocess.run([*command, "--include_imports", f"--descriptor_set_out={made}", *names], cwd=folder, check=True)
+        made = Path(kept or Path(temporary, "set"))
+        if not made.exists():
+            _compile(folder, names, made)
         files = descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes())
     found = descriptor_pool.DescriptorPool()
     for file in files.file:
         found.Add(file)
     return found
+
+
+def _compile(folder: Path, names: list[str], made: Path) -> None:
+    command = [sys.executable, "-P", "-m", "grpc_tools.protoc", "-I.", *(f"-I{path}" for path in include_paths())]
+    subprocess.run([*command, "--include_imports", f"--descriptor_set_out={made}", *names], cwd=folder, check=True)
 
 
 def file(name: str) -> FileDescriptor:

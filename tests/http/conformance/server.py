@@ -1,4 +1,6 @@
-"""The server that `connectconformance` tests: told over standard input what to be, it says where it listens.
+"""The servers that `connectconformance` tests: told over standard input what to be, they say where they listen.
+
+    python -m tests.http.conformance.server http|grpc
 
 Source: https://github.com/connectrpc/conformance/blob/main/docs/testing_servers.md
 """
@@ -7,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -17,6 +21,7 @@ from urllib.parse import parse_qs
 import uvicorn
 from google.protobuf import any_pb2, message_factory
 
+from framework import ServerSettings, Service, Settings
 from framework.errors import error_for
 from framework.http.app import HttpApp
 from framework.http.methods import services_in
@@ -30,7 +35,7 @@ from tests.http import lab
 from tests.http.driver import loopback
 
 PACKAGE = "connectrpc.conformance.v1"
-POOL = lab.compile_folder(Path(__file__).with_name("protos"))
+POOL = lab.compile_folder(Path(__file__).with_name("protos"), os.environ.get("CONFORMANCE_FILES"))
 (SERVICE,) = services_in(POOL, [f"{PACKAGE}.ConformanceService"])
 
 query: ContextVar[bytes] = ContextVar("query", default=b"")
@@ -89,9 +94,10 @@ class Conformance(Servicer):
 
     __methods__ = tuple(method_of(descriptor) for descriptor in SERVICE.methods)
 
-    async def _one(self, definition: Any, requests: list[Any], context: Context) -> Any:
+    async def _one(self, definition: Any, requests: list[Any], context: Context, *, begun: bool = False) -> Any:
         told = info(requests, context)
-        await context.send_initial_metadata(metadata(definition.response_headers))
+        if not begun:
+            await context.send_initial_metadata(metadata(definition.response_headers))
         context.set_trailing_metadata(metadata(definition.response_trailers))
         await asyncio.sleep(definition.response_delay_ms / 1000)
         if definition.WhichOneof("response") == "error":
@@ -109,9 +115,14 @@ class Conformance(Servicer):
         raise error_for(12, "not here")
 
     async def ClientStream(self, requests: Any, context: Context) -> Any:
-        seen = [request async for request in requests]
-        definition = seen[0].response_definition if seen else message("UnaryResponseDefinition")()
-        return message("ClientStreamResponse")(payload=await self._one(definition, seen, context))
+        seen: list[Any] = []
+        definition = message("UnaryResponseDefinition")()
+        async for request in requests:
+            if not seen:  # headers are set before the end of the requests is read
+                definition = request.response_definition
+                await context.send_initial_metadata(metadata(definition.response_headers))
+            seen.append(request)
+        return message("ClientStreamResponse")(payload=await self._one(definition, seen, context, begun=True))
 
     async def ServerStream(self, request: Any, context: Context) -> AsyncIterator[Any]:
         definition = request.response_definition
@@ -151,10 +162,25 @@ class Conformance(Servicer):
             raise failure(definition.error, [] if sent else [info(seen, context)])
 
 
-async def serve(request: Any) -> None:
+class Roomy(Service):
+    """Whose replies may be larger than requests, which alone are limited here."""
+
+    def assembled(self, settings: Settings | None = None) -> Any:
+        assert settings is not None
+        return super().assembled(replace(settings, server=replace(settings.server, max_message=4 << 20)))
+
+
+def listens(port: int) -> None:
+    """Say where, as the client expects it."""
+    answer = message("ServerCompatResponse")(host="127.0.0.1", port=port).SerializeToString()
+    sys.stdout.buffer.write(len(answer).to_bytes(4, "big") + answer)
+    sys.stdout.buffer.flush()
+
+
+async def serve_http(limit: int) -> None:
+    """On uvicorn."""
     pipeline = Pipeline()
     pipeline.add(Conformance())
-    limit = request.message_receive_limit or 4 << 20
     served = HttpApp([SERVICE], Local(pipeline).bind, HttpSettings(max_message=limit, compress_above=1))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -162,17 +188,24 @@ async def serve(request: Any) -> None:
         await served(scope, receive, send)
 
     listening = loopback()
-    port = listening.getsockname()[1]
-    answer = message("ServerCompatResponse")(host="127.0.0.1", port=port).SerializeToString()
-    sys.stdout.buffer.write(len(answer).to_bytes(4, "big") + answer)
-    sys.stdout.buffer.flush()
+    listens(listening.getsockname()[1])
     config = uvicorn.Config(app, log_level="error", lifespan="off")
     await uvicorn.Server(config).serve(sockets=[listening])
 
 
+async def serve_grpc(limit: int) -> None:
+    """On grpc.aio."""
+    settings = Settings(registry="none", server=ServerSettings(max_message=limit))
+    async with Roomy("conformance", servicers=[Conformance()]).running(settings) as server:
+        listens(server.port)
+        await asyncio.Event().wait()
+
+
 def main() -> None:
     size = int.from_bytes(sys.stdin.buffer.read(4), "big")
-    asyncio.run(serve(message("ServerCompatRequest").FromString(sys.stdin.buffer.read(size))))
+    request = message("ServerCompatRequest").FromString(sys.stdin.buffer.read(size))
+    serve = {"http": serve_http, "grpc": serve_grpc}[sys.argv[1]]
+    asyncio.run(serve(request.message_receive_limit or 4 << 20))
 
 
 if __name__ == "__main__":
