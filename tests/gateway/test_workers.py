@@ -151,7 +151,7 @@ async def test_reload_under_load(town: Town, tmp_path: Path) -> None:
 
 async def test_drain_of_all_workers(town: Town, tmp_path: Path) -> None:
     """SIGTERM makes all of them unready at once; a stream is told, a call in flight ends, and the exit code is 0."""
-    variables = {"FRAMEWORK_SERVER_DRAIN_DELAY": "500ms", "FRAMEWORK_SERVER_DRAIN_STREAMS": "100ms"}
+    variables = {"FRAMEWORK_SERVER_DRAIN_DELAY": "4s", "FRAMEWORK_SERVER_DRAIN_STREAMS": "100ms"}
     async with fleet(town, tmp_path, **variables) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
         slow = asyncio.create_task(client.get("/v1/things/slow", timeout=10))
         await gateway.shop.entered.wait()
