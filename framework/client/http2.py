@@ -280,6 +280,7 @@ class Connection(asyncio.Protocol):
         self._answers: dict[int, Answer] = {}
         self._next = 1
         self._buffer = b""
+        self._out: list[bytes] = []
         self._block: tuple[int, int, bytes] | None = None  # a header block that is not complete
         self._window = WINDOW
         self._initial = WINDOW
@@ -357,8 +358,8 @@ class Connection(asyncio.Protocol):
             answer.timer.cancel()
         if not answer.arrived.done():
             answer.arrived.set_result(None)
-        if self._leaving and not self._answers and self._transport is not None:
-            self._transport.close()
+        if self._leaving and not self._answers:
+            self._hang_up()
 
     # The connection
 
@@ -396,12 +397,23 @@ class Connection(asyncio.Protocol):
         for answer in list(self._answers.values()):
             answer.give_up()
             self.cancel(answer)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
+        """Send it, together with whatever else is written in this turn of the loop: each send is a system call."""
+        self._out.append(data)
+        if len(self._out) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self._transport is not None:
+            self._transport.write(b"".join(out))
 
     def _leave(self) -> None:
         """Take no more calls; close when the last has ended."""
@@ -409,8 +421,8 @@ class Connection(asyncio.Protocol):
         if self.open:
             self.open = False
             self._changed()
-        if not self._answers and self._transport is not None:
-            self._transport.close()
+        if not self._answers:
+            self._hang_up()
 
     def _look(self) -> None:
         """Whether the peer is still there: it is asked when it has said nothing for a while."""

@@ -284,9 +284,7 @@ def _reason(details: str) -> str:
 def _unary(
     encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
 ) -> Callable[..., Awaitable[Reply]]:
-    async def unary(
-        call: Call, start: Callable[..., Any], timeout: float | None, request: bytes | None = None
-    ) -> Any:
+    async def unary(call: Call, start: Callable[..., Any], timeout: float | None, request: bytes | None = None) -> Any:
         metadata = metadata_of(call.metadata) if call.metadata else None
         rpc = start(encode(call.request) if request is None else request, timeout=timeout, metadata=metadata)
         call.give_up = rpc.cancel
@@ -499,9 +497,7 @@ def _explain(
             f"no message for {watchdog.idle:g} s; `idle` in the settings says how long a stream may be silent",
         )
     if isinstance(error, grpc.aio.AioRpcError):
-        return _status(
-            call, Code(error.code().value[0]), error.details() or "", tuple(error.trailing_metadata() or ())
-        )
+        return _status(call, Code(error.code().value[0]), error.details() or "", tuple(error.trailing_metadata() or ()))
     rpc.cancel()
     return _given_up(call, error)
 
