@@ -27,7 +27,7 @@ from framework.errors import Code
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 0x1, 0x1, 0x4, 0x8, 0x20
-NO_ERROR, PROTOCOL_ERROR, CANCEL, REFUSED_STREAM, ENHANCE_YOUR_CALM = 0, 1, 8, 7, 11
+CANCEL, REFUSED_STREAM, ENHANCE_YOUR_CALM, INADEQUATE_SECURITY = 8, 7, 11, 12
 TABLE_SIZE, ENABLE_PUSH, MOST_STREAMS, INITIAL_WINDOW, FRAME_SIZE = 1, 2, 3, 4, 5
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -68,7 +68,11 @@ _FROM_HTTP = {
     404: Code.UNIMPLEMENTED,
     **dict.fromkeys((429, 502, 503, 504), Code.UNAVAILABLE),
 }
-_FROM_RESET = {CANCEL: Code.CANCELLED, ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED, 12: Code.PERMISSION_DENIED}
+_FROM_RESET = {
+    CANCEL: Code.CANCELLED,
+    ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+    INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
+}
 
 
 class Head(NamedTuple):
@@ -412,7 +416,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if out and self._transport is not None:
+        if out and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(out))
 
     def _leave(self) -> None:
@@ -458,7 +462,6 @@ class Connection(asyncio.Protocol):
                 at = end
         except (ValueError, IndexError, struct.error, hpack.HPACKError):
             self.broken = True
-            self._write(_FRAME.pack(0, 8, GOAWAY, 0, 0) + _NUMBER.pack(0) + _NUMBER.pack(PROTOCOL_ERROR))
             if self._transport is not None:
                 self._transport.abort()
             return
