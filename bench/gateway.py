@@ -337,7 +337,7 @@ async def gateway() -> AsyncIterator[Row]:
         registry = f"sqlite:///{directory}/registry.db"
         run = ("-m", "framework", "run", "bench.gateway:service", "--http", "0", "--registry")
         backend = await exits.enter_async_context(
-            process(r"gateway-bench serves on \S+:(\d+), reg", python, *run, registry)
+            process(r"gateway-bench serves on \S+:(\d+), reg", python, *run, registry, FRAMEWORK_SERVER_LIMITER="off")
         )
         cohosted = await exits.enter_async_context(process(r"serves HTTP on http://\S+:(\d+)", python, *run, "none"))
         ours = await exits.enter_async_context(

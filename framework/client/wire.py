@@ -95,7 +95,10 @@ class GrpcTransport:
         tls: whom to trust, and what to show; None is plain text.
         server_name: the name that the certificate of the instance has to have; empty is the host of the address.
         trusted: the only certificate to trust, in PEM; empty is those of the authorities.
-        direct: calls with one request and one reply go past grpc where they can; see `direct`.
+        direct: calls with one request and one reply go past grpc where they can; not with TLS.
+
+    Attributes:
+        direct: the way past grpc, if there may be one.
     """
 
     def __init__(
@@ -138,11 +141,9 @@ class GrpcTransport:
         self._material: Material | None = None
         self._channel: Any = None
         self._watcher: asyncio.Task[None] | None = None
-        self._direct: Direct | None = None
+        self.direct: Direct | None = None
         if direct and tls is None and not self._interceptors and Direct.reaches(address):
-            self._direct = Direct(
-                address, connect_timeout=connect_timeout, max_message=max_message, keepalive=keepalive
-            )
+            self.direct = Direct(address, connect_timeout=connect_timeout, max_message=max_message, keepalive=keepalive)
 
     def connect(self) -> None:
         if self._channel is None:
@@ -187,8 +188,8 @@ class GrpcTransport:
                 self.problem = await self._ask_why()
             if (ready, failed) != (self.ready, self.failed):
                 self.ready, self.failed = ready, failed
-                if ready and self._direct is not None:
-                    self._direct.connect()
+                if ready and self.direct is not None:
+                    self.direct.connect()
                 self.changed()
             await self._channel.wait_for_state_change(state)
             state = self._channel.get_state()
@@ -204,8 +205,8 @@ class GrpcTransport:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        if self._direct is not None:
-            await self._direct.aclose()
+        if self.direct is not None:
+            await self.direct.aclose()
         if self._channel is not None:
             await self._channel.close()
 
@@ -238,9 +239,9 @@ class GrpcTransport:
             timeout = None if call.deadline is None else call.deadline - time()
             return make(call, start, timeout) if request is None else make(call, start, timeout, request)
 
-        if self._direct is None or kind is not _unary:
+        if self.direct is None or kind is not _unary:
             return handler
-        return self._past_grpc(method, self._direct, encode, decode, handler)
+        return self._past_grpc(method, self.direct, encode, decode, handler)
 
     def _past_grpc(
         self,
