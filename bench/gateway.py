@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from google.api import annotations_pb2, http_pb2
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool, timestamp_pb2
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from bench.harness import Row, paired, single
@@ -33,11 +33,14 @@ STREAMS = 1000
 ROOT = Path(__file__).parents[1]
 
 
-def _violations(size: int) -> bytes:
-    one = {"field": "book.authors[%d].given_name", "description": "some words on what is wrong with it, and \u00fc"}
-    text = json.dumps(one, ensure_ascii=False, separators=(",", ":"))
+def _orders(size: int) -> bytes:
+    """Text, numbers, a time, and lists of messages in messages, as in most JSON."""
+    line = {"product": "a thing that is \u00fcseful", "quantity": 3, "price": 19.25}
+    order: dict[str, Any] = {"number": "1000000007", "customer": "Ada Lovelace", "paid": True, "total": 57.75}
+    order |= {"placed": "2026-03-01T12:30:00Z", "lines": [line] * 3}
+    text = json.dumps(order, ensure_ascii=False, separators=(",", ":"))
     count = round(size / (len(text.encode()) + 1))
-    return ('{"fieldViolations":[' + ",".join(text % number for number in range(count)) + "]}").encode()
+    return ('{"orders":[' + ",".join([text] * count) + "]}").encode()
 
 
 @dataclass(frozen=True)
@@ -58,32 +61,50 @@ class Case:
 
 
 SMALL = Case("/v1/infos", b'{"reason":"BENCHMARK","domain":"example.com"}', 800)
-MIDDLE = Case("/v1/checks", _violations(10_000), 160)
-LARGE = Case("/v1/checks", _violations(100_000), 48)
-LARGEST = Case("/v1/checks", _violations(1_000_000), 16)
+MIDDLE = Case("/v1/orders", _orders(10_000), 160)
+LARGE = Case("/v1/orders", _orders(100_000), 48)
+LARGEST = Case("/v1/orders", _orders(1_000_000), 16)
 TICKS = "/v1/ticks"
 
 FILE = descriptor_pb2.FileDescriptorProto(
     name="bench/gateway.proto",
     package="bench.v1",
     syntax="proto3",
-    dependency=["google/api/annotations.proto", "google/rpc/error_details.proto"],
+    dependency=[
+        *("google/api/annotations.proto", timestamp_pb2.DESCRIPTOR.name, "google/rpc/error_details.proto"),
+    ],
 )
+_INFO, _ORDERS = ".google.rpc.ErrorInfo", ".bench.v1.Orders"
+_kinds = descriptor_pb2.FieldDescriptorProto.Type.Value
+for _name, _fields in {
+    "Orders": ("orders .bench.v1.Order*",),
+    "Order": (
+        *("number int64", "customer string", "paid bool", "total double", "placed .google.protobuf.Timestamp"),
+        "lines .bench.v1.Line*",
+    ),
+    "Line": ("product string", "quantity int32", "price double"),
+}.items():
+    _message = FILE.message_type.add(name=_name)
+    for _number, _field in enumerate(_fields, 1):
+        _called, _kind = _field.split()
+        _added = _message.field.add(name=_called, number=_number, label=3 if _kind.endswith("*") else 1)
+        if _kind.startswith("."):
+            _added.type, _added.type_name = _added.TYPE_MESSAGE, _kind.rstrip("*")
+        else:
+            _added.type = _kinds(f"TYPE_{_kind.upper()}")
 _service = FILE.service.add(name="Gateway")
 
 
 def _add(name: str, kind: str, streams: bool = False, **rule: str) -> None:
-    method = _service.method.add(
-        name=name, input_type=f".google.rpc.{kind}", output_type=f".google.rpc.{kind}", server_streaming=streams
-    )
+    method = _service.method.add(name=name, input_type=kind, output_type=kind, server_streaming=streams)
     method.options.Extensions[annotations_pb2.http].CopyFrom(  # type: ignore[index]  # as in framework.http.methods
         http_pb2.HttpRule(**rule)
     )
 
 
-_add("Echo", "ErrorInfo", post=SMALL.path, body="*")
-_add("Check", "BadRequest", post=MIDDLE.path, body="*")
-_add("Ticks", "ErrorInfo", streams=True, get=TICKS)
+_add("Echo", _INFO, post=SMALL.path, body="*")
+_add("Order", _ORDERS, post=MIDDLE.path, body="*")
+_add("Ticks", _INFO, streams=True, get=TICKS)
 _pool: Any = descriptor_pool.Default()
 _pool.AddSerializedFile(FILE.SerializeToString())
 METHODS = {name: method_of(found) for name, found in _pool.FindServiceByName(SERVICE).methods_by_name.items()}
@@ -97,7 +118,7 @@ class Echo(Servicer):
     async def Echo(self, request: Any, context: Any) -> Any:
         return request
 
-    async def Check(self, request: Any, context: Any) -> Any:
+    async def Order(self, request: Any, context: Any) -> Any:
         return request
 
     async def Ticks(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -118,8 +139,10 @@ def fastapi(address: str) -> None:
     from pydantic import create_model  # type: ignore[import-not-found]  # comes with it
 
     info = create_model("Info", reason=(str, ...), domain=(str, ""), metadata=(dict[str, str], {}))
-    violation = create_model("Violation", field=(str, ...), description=(str, ""))
-    check = create_model("Check", fieldViolations=(list[violation], ...))
+    line = create_model("Line", product=(str, ...), quantity=(int, 0), price=(float, 0.0))
+    fields: Any = {"number": (str, ...), "customer": (str, ...), "paid": (bool, False), "total": (float, 0.0)}
+    order = create_model("Order", **fields, placed=(str, ...), lines=(list[line], ...))  # type: ignore[valid-type]  # made here
+    orders = create_model("Orders", orders=(list[order], ...))  # type: ignore[valid-type]  # made here
     app = FastAPI()
     channels: list[Any] = []
 
@@ -142,7 +165,7 @@ def fastapi(address: str) -> None:
         app.post(path)(echo)
 
     route(SMALL.path, METHODS["Echo"], info)
-    route(MIDDLE.path, METHODS["Check"], check)
+    route(MIDDLE.path, METHODS["Order"], orders)
     config = uvicorn.Config(app, port=0, http="httptools", loop="uvloop", access_log=False, log_level="info")
     uvicorn.Server(config).run()
 

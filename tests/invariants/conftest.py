@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         given = getattr(item, "callspec", None)
         if given is None or there not in item.path.parents or given.params.get("wire") != "direct":
             return False
-        return given.params.get("arity", "unary_unary") != "unary_unary"
+        return bool(given.params.get("arity", "unary_unary") != "unary_unary")
 
     config.hook.pytest_deselected(items=[item for item in items if other(item)])
     items[:] = [item for item in items if not other(item)]

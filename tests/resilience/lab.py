@@ -298,7 +298,8 @@ async def lab(
         async with asyncio.timeout(10):
             await channel.pool.until(lambda: all(endpoint.transport.ready for endpoint in channel.pool.endpoints))
         if wire == "direct":
-            await soon(lambda: all(endpoint.transport.direct.connection for endpoint in channel.pool.endpoints))
+            transports: list[Any] = [endpoint.transport for endpoint in channel.pool.endpoints]
+            await soon(lambda: all(transport.direct.connection for transport in transports))
         here.pipelines += [hosted.pipeline for hosted in here.hosted]
         tasks = asyncio.all_tasks()
         yield here
