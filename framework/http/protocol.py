@@ -27,20 +27,23 @@ class Joined:
         self._out: list[bytes] = []
 
     def write(self, data: bytes) -> None:
+        """Send this soon."""
         self._out.append(data)
         if len(self._out) == 1:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
+        """Send what there is."""
         out, self._out = self._out, []
-        if out:
+        if out and not self._transport.is_closing():
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def close(self) -> None:
+        """Send what there is, and close."""
         self.flush()
         self._transport.close()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # all else is as it was
         return getattr(self._transport, name)
 
 
