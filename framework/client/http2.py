@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
         self._block: tuple[int, int, bytes] | None = None  # a header block that is not complete
         self._window = WINDOW
         self._initial = WINDOW
-        self._most = 100
+        self._most = LAST_STREAM
         self._paused = False
         self._leaving = False
         self._unconfirmed = 0
