@@ -496,8 +496,10 @@ class Connection(asyncio.Protocol):
             if not stream:
                 self._window += _NUMBER.unpack(payload)[0]
         elif kind == PING:
+            if len(payload) != 8:
+                raise ValueError("a ping has eight bytes")
             if not flags & ACK:
-                self._write(_FRAME.pack(0, 8, PING, ACK, 0) + payload[:8])
+                self._write(_FRAME.pack(0, 8, PING, ACK, 0) + payload)
         elif kind == SETTINGS:
             if not flags & ACK:
                 self._settings(payload)

@@ -28,6 +28,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 P = ParamSpec("P")
 
+CYCLE = "framework.cycle"
+"""Where a scope has what knows in `more_body` whether the body is still arriving; nearly none is, and timers cost."""
+
 PATIENCE = 0.02
 """Seconds after which it is looked whether the client is still there."""
 
@@ -121,6 +124,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_cycle",
         "_head",
         "_packer",
         "_send",
@@ -145,6 +149,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.inbox = Inbox(receive, live)
         self.started = False
+        self._cycle: Any = scope.pop(CYCLE, None)  # out of it, since it knows the scope
         self._send = send
         self._head = self.http == "HEAD"
         self._packer: compression.Packer | None = None
@@ -179,8 +184,9 @@ class Exchange:
         length = self.headers.get(b"content-length")
         if length is not None and length.isdigit() and (len(length) > MOST_DIGITS or int(length) > limit):
             raise self.too_large()
-        if length is None and b"transfer-encoding" not in self.headers:
-            body = await self._whole()  # there is none, as a rule
+        arrived = self._cycle is not None and not self._cycle.more_body
+        if arrived or (length is None and b"transfer-encoding" not in self.headers):  # there is none, as a rule
+            body = await self._whole()
         else:
             try:
                 async with asyncio.timeout(self.settings.body_timeout):

@@ -453,6 +453,7 @@ NONSENSE = {
     "a head that is none": frame(http2.HEADERS, http2.END_HEADERS, 1, b"\xff\xff\xff\xff\xff"),
     "a head that needs a table": frame(http2.HEADERS, http2.END_HEADERS, 1, b"\xbe"),
     "a short window update": frame(http2.WINDOW_UPDATE, 0, 0, b"\x01"),
+    "a ping that is none": frame(http2.PING, 0, 0, b"1234"),
     "a push": frame(http2.PUSH_PROMISE, http2.END_HEADERS, 1, bytes(4)),
 }
 
