@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from framework.errors import Code
-from framework.http.exchange import CYCLE, PEER
+from framework.http.exchange import PEER
 from framework.identity import Peer
 from framework.web import HttpLimits
 
@@ -118,8 +118,6 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._refuse_large()
                 return
         super().on_headers_complete()
-        if self.cycle.scope is self.scope:  # and not that of the request before an upgrade
-            self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
         if self.leaving and self.cycle is not None:
             self.cycle.keep_alive = False
 

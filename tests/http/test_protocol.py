@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from framework.http.exchange import Inbox
 from framework.http.protocol import Joined
 
 
@@ -65,3 +68,43 @@ async def test_nothing_is_sent_to_a_client_that_has_gone() -> None:
 async def test_all_else_is_the_transports_own() -> None:
     """uvicorn asks it who the client is, and pauses it."""
     assert Joined(Socket(), asyncio.get_running_loop()).get_extra_info("peername") == "peername"
+
+
+def inbox(*said: Any) -> Inbox:
+    """What a client says: parts of a body, None for a pause in between, and an exception in place of one."""
+    coming = list(said)
+
+    async def receive() -> Any:
+        while (one := coming.pop(0)) is None:  # noqa: ASYNC110  # a pause, and no wait for something
+            await asyncio.sleep(0.001)
+        if isinstance(one, Exception):
+            raise one
+        return {"type": "http.request", "body": one, "more_body": bool(coming)}
+
+    return Inbox(receive, set())
+
+
+async def test_a_body_that_is_there_is_taken_without_waiting() -> None:
+    """As nearly all are: then nothing need watch how long it takes."""
+    box = inbox(b"all")
+    assert (box.at_hand(), box.complete, await box.read()) == (b"all", True, None)
+
+
+async def test_a_body_that_is_not_there_is_waited_for() -> None:
+    """The look for it has begun to receive, and is gone on with: nothing is lost, and nothing is in the wrong order."""
+    box = inbox(None, None, b"a", None, b"b")
+    assert (box.at_hand(), box.complete) == (b"", False)
+    assert [await box.read(), await box.read(), await box.read()] == [b"a", b"b", None]
+
+
+async def test_a_wait_for_a_body_can_be_cancelled_and_can_fail() -> None:
+    """Just as if it had not begun before."""
+    box = inbox(*[None] * 10_000)
+    box.at_hand()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await box.read()
+    box = inbox(None, OSError("gone"))
+    box.at_hand()
+    with pytest.raises(OSError, match="gone"):
+        await box.read()
