@@ -53,8 +53,8 @@ OWN = ("timeout", "attempt_timeout", "idle", "idempotent", "retry", "hedge", "bu
 """Settings of a method, in the order in which they are shown."""
 
 SHARED = (
-    *("retry_budget", "breaker", "outlier", "balancer", "subset", "connect_timeout", "keepalive", "max_message"),
-    *("tls", "plaintext"),
+    *("retry_budget", "breaker", "outlier", "balancer", "subset", "connect_timeout", "direct", "keepalive"),
+    *("max_message", "tls", "plaintext"),
 )
 """Settings of a service that its methods cannot have for themselves."""
 

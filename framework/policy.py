@@ -321,6 +321,7 @@ class ClientSettings(Table):
         tls: whom to trust, and what to show to servers that ask; without it, plain text is spoken.
         plaintext: instances beyond this machine may be called in plain text; with `tls`, those that do not say that
             they speak TLS.
+        direct: calls with one request and one reply go past grpc, on a connection of their own, for a third of the CPU.
         methods: what differs for single methods, by name.
     """
 
@@ -340,6 +341,7 @@ class ClientSettings(Table):
     max_message: int = setting(4 << 20, integer(1024, 2**31 - 1))
     tls: ClientTls = table(ClientTls(), ClientTls, off=NO_CLIENT_TLS)
     plaintext: bool = setting(False, boolean)
+    direct: bool = setting(True, boolean)
     methods: Mapping[str, MethodSettings] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod

@@ -63,7 +63,7 @@ class Change:
 
 UNSET = "unset"
 
-FIXED = ("connect_timeout", "keepalive", "max_message", "plaintext", "tls")
+FIXED = ("connect_timeout", "direct", "keepalive", "max_message", "plaintext", "tls")
 """Client settings that a connection is made with."""
 
 

@@ -86,6 +86,7 @@ def connect(
                 max_message=own.max_message,
                 keepalive=own.keepalive,
                 interceptors=user,
+                direct=own.direct,
                 tls=tls,
                 server_name=name,
                 trusted=trusted,

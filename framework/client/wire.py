@@ -23,6 +23,7 @@ import grpc.aio
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
 from framework.certificates import Material, TlsFiles
+from framework.client.direct import Direct
 from framework.client.upload import WRITE_FAILED, Feed, settled, trailer_of
 from framework.codec import decoder, encoder
 from framework.details import KEY as DETAILS
@@ -94,6 +95,10 @@ class GrpcTransport:
         tls: whom to trust, and what to show; None is plain text.
         server_name: the name that the certificate of the instance has to have; empty is the host of the address.
         trusted: the only certificate to trust, in PEM; empty is those of the authorities.
+        direct: calls with one request and one reply go past grpc where they can; not with TLS.
+
+    Attributes:
+        direct: the way past grpc, if there may be one.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class GrpcTransport:
         tls: TlsFiles | None = None,
         server_name: str = "",
         trusted: bytes = b"",
+        direct: bool = False,
     ) -> None:
         self.ready = False
         self.failed = False
@@ -135,6 +141,9 @@ class GrpcTransport:
         self._material: Material | None = None
         self._channel: Any = None
         self._watcher: asyncio.Task[None] | None = None
+        self.direct: Direct | None = None
+        if direct and tls is None and not self._interceptors and Direct.reaches(address):
+            self.direct = Direct(address, connect_timeout=connect_timeout, max_message=max_message, keepalive=keepalive)
 
     def connect(self) -> None:
         if self._channel is None:
@@ -179,6 +188,8 @@ class GrpcTransport:
                 self.problem = await self._ask_why()
             if (ready, failed) != (self.ready, self.failed):
                 self.ready, self.failed = ready, failed
+                if ready and self.direct is not None:
+                    self.direct.connect()
                 self.changed()
             await self._channel.wait_for_state_change(state)
             state = self._channel.get_state()
@@ -194,6 +205,8 @@ class GrpcTransport:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        if self.direct is not None:
+            await self.direct.aclose()
         if self._channel is not None:
             await self._channel.close()
 
@@ -207,7 +220,7 @@ class GrpcTransport:
         start: Callable[..., Any] | None = None
         time: Callable[[], float] = math.inf.__float__
 
-        def handler(call: Call) -> Awaitable[Reply]:
+        def handler(call: Call, request: bytes | None = None) -> Awaitable[Reply]:
             nonlocal start, time
             if start is None:
                 if self._channel is None:
@@ -223,9 +236,36 @@ class GrpcTransport:
                     attempts=call.attempt,
                 )
             call.peer = self._address
-            return make(call, start, None if call.deadline is None else call.deadline - time())
+            timeout = None if call.deadline is None else call.deadline - time()
+            return make(call, start, timeout) if request is None else make(call, start, timeout, request)
 
-        return handler
+        if self.direct is None or kind is not _unary:
+            return handler
+        return self._past_grpc(method, self.direct, encode, decode, handler)
+
+    def _past_grpc(
+        self,
+        method: Method[Any, Any],
+        direct: Direct,
+        encode: Callable[[Any], bytes],
+        decode: Callable[[bytes], Any],
+        handler: Callable[..., Awaitable[Reply]],
+    ) -> Handler:
+        """A handler that takes the direct way while there is one, and otherwise another."""
+        unary: Handler | None = None
+
+        def chosen(call: Call) -> Awaitable[Reply]:
+            nonlocal unary
+            if direct.connection is not None:
+                if unary is None:
+                    time = asyncio.get_running_loop().time
+                    unary = direct.bind(method, encode, decode, handler, _status, _given_up, time)
+                return unary(call)
+            if self.ready:
+                direct.connect()
+            return handler(call)
+
+        return chosen
 
 
 def _reason(details: str) -> str:
@@ -245,9 +285,9 @@ def _reason(details: str) -> str:
 def _unary(
     encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], metadata_of: Callable[[Metadata], Any]
 ) -> Callable[..., Awaitable[Reply]]:
-    async def unary(call: Call, start: Callable[..., Any], timeout: float | None) -> Any:
+    async def unary(call: Call, start: Callable[..., Any], timeout: float | None, request: bytes | None = None) -> Any:
         metadata = metadata_of(call.metadata) if call.metadata else None
-        rpc = start(encode(call.request), timeout=timeout, metadata=metadata)
+        rpc = start(encode(call.request) if request is None else request, timeout=timeout, metadata=metadata)
         call.give_up = rpc.cancel
         try:
             raw = await rpc
@@ -458,8 +498,13 @@ def _explain(
             f"no message for {watchdog.idle:g} s; `idle` in the settings says how long a stream may be silent",
         )
     if isinstance(error, grpc.aio.AioRpcError):
-        return _status(call, error)
+        return _status(call, Code(error.code().value[0]), error.details() or "", tuple(error.trailing_metadata() or ()))
     rpc.cancel()
+    return _given_up(call, error)
+
+
+def _given_up(call: Call, error: BaseException) -> BaseException:
+    """What an exception means to the caller that ended the wait for a reply."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is None or not task.cancelling():  # not the caller: the channel was closed, or an interceptor gave up
@@ -487,10 +532,7 @@ def _exhausted(call: Call, message: str, remote: bool) -> tuple[type[RpcError], 
     return MessageTooLarge, text, not here
 
 
-def _status(call: Call, error: grpc.aio.AioRpcError) -> RpcError:
-    code = Code(error.code().value[0])
-    message = error.details() or ""
-    trailer: Metadata = tuple(error.trailing_metadata() or ())
+def _status(call: Call, code: Code, message: str, trailer: Metadata) -> RpcError:
     ours = any(key == ORIGIN for key, _ in trailer)
     remote = ours or code not in _MADE_HERE or bool(trailer)
     late = call.deadline is not None and asyncio.get_running_loop().time() >= call.deadline - 0.001

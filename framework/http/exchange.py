@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, MutableMapping
 from typing import Any, ParamSpec, TypeVar
 
 from framework.call import OK, Call, Metadata, Method, Outcome
@@ -48,6 +48,30 @@ class Gone(Exception):
     """The client has gone."""
 
 
+class Begun(Awaitable[T]):
+    """What was begun and waits for something, to be awaited to its end."""
+
+    __slots__ = ("_steps", "_waits_for")
+
+    def __init__(self, steps: Generator[Any, Any, T], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps, waits_for = self._steps, self._waits_for
+        try:
+            while True:
+                try:
+                    said = yield waits_for
+                except BaseException as error:
+                    waits_for = steps.throw(error)
+                else:
+                    waits_for = steps.send(said)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+
+
 class Inbox:
     """What the client sends: the parts of the body, and that it has gone.
 
@@ -55,16 +79,29 @@ class Inbox:
         live: the calls in flight, of all clients.
     """
 
-    __slots__ = ("_ahead", "_on_gone", "_reading", "_receive", "complete", "gone", "live")
+    __slots__ = ("_ahead", "_begun", "_on_gone", "_reading", "_receive", "complete", "gone", "live")
 
     def __init__(self, receive: Receive, live: set[Conduct]) -> None:
         self._receive = receive
         self.live = live
         self._ahead: asyncio.Task[MutableMapping[str, Any]] | None = None
+        self._begun: Begun[MutableMapping[str, Any]] | None = None
         self._reading = False
         self._on_gone: Callable[[], None] | None = None
         self.complete = False
         self.gone = False
+
+    def at_hand(self) -> bytes:
+        """What is there of the body without waiting, perhaps nothing yet. Raises Gone."""
+        if self.complete or self._ahead is not None:
+            return b""
+        steps: Any = self._receive().__await__()
+        try:
+            waits_for = next(steps)
+        except StopIteration as done:
+            return self._taken(done.value)
+        self._begun = Begun(steps, waits_for)
+        return b""
 
     async def read(self) -> bytes | None:
         """The next part of the body, None at its end. Raises Gone."""
@@ -72,13 +109,19 @@ class Inbox:
             return None
         self._reading = True
         try:
-            if self._ahead is None:
+            if self._begun is not None:
+                begun, self._begun = self._begun, None
+                message = await begun
+            elif self._ahead is None:
                 message = await self._receive()
             else:
                 ahead, self._ahead = self._ahead, None  # it goes with a reader that is cancelled
                 message = await ahead
         finally:
             self._reading = False
+        return self._taken(message)
+
+    def _taken(self, message: MutableMapping[str, Any]) -> bytes:
         if message["type"] == "http.disconnect":
             self.gone = True
             raise Gone
@@ -182,22 +225,22 @@ class Exchange:
         length = self.headers.get(b"content-length")
         if length is not None and length.isdigit() and (len(length) > MOST_DIGITS or int(length) > limit):
             raise self.too_large()
-        if length is None and b"transfer-encoding" not in self.headers:
-            body = await self._whole()  # there is none, as a rule
+        body = self.inbox.at_hand()
+        if self.inbox.complete:
+            pass  # nearly always, and a timer costs
+        elif length is None and b"transfer-encoding" not in self.headers:
+            body = await self._whole(body)  # there is none, as a rule
         else:
             try:
                 async with asyncio.timeout(self.settings.body_timeout):
-                    body = await self._whole()
+                    body = await self._whole(body)
             except TimeoutError:
                 raise self._too_slow("the body") from None
         if len(body) > limit:
             raise self.too_large()
         return self.unpacked(encoding, body) if encoding and body else body
 
-    async def _whole(self) -> bytes:
-        first = await self.inbox.read() or b""
-        if self.inbox.complete:
-            return first
+    async def _whole(self, first: bytes) -> bytes:
         parts, size = [first], len(first)
         while (part := await self.inbox.read()) is not None:
             size += len(part)

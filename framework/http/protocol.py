@@ -18,6 +18,35 @@ from framework.identity import Peer
 from framework.web import HttpLimits
 
 
+class Joined:
+    """A transport that sends together what is written in one turn of the loop: uvicorn writes a head and a body."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._out: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send this soon."""
+        self._out.append(data)
+        if len(self._out) == 1:
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send what there is."""
+        out, self._out = self._out, []
+        if out and not self._transport.is_closing():
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def close(self) -> None:
+        """Send what there is, and close."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # all else is as it was
+        return getattr(self._transport, name)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. `limited` makes a class of it that knows the limits.
 
@@ -45,6 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         self._peer = peer_of(transport)
+        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]  # it does what uvicorn needs of one
         if len(self.connections) > self.limits.connections:
             self._refuse(503, b"there are too many connections; try again later")
             return

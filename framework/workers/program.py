@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -14,6 +15,9 @@ from framework.workers.supervisor import Supervisor
 from framework.workers.worker import Worker
 
 Work = Coroutine[Any, Any, None]
+
+ALLOCATIONS = 20_000
+"""Objects that are made between two looks for garbage: a large message alone is many, and none of them is."""
 
 
 def launch(
@@ -73,6 +77,10 @@ def run(launch: Callable[[Worker | None, Sequence[str]], None]) -> None:
 def run_until_complete(coroutine: Any) -> Any:
     """Run a coroutine on a new event loop, uvloop's when it is installed."""
     configure_logging()
+    gc.freeze()  # what is loaded by now stays, and need not be looked at again and again
+    first, *others = gc.get_threshold()
+    if first:
+        gc.set_threshold(max(first, ALLOCATIONS), *others)
     try:
         import uvloop
     except ImportError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -46,7 +48,21 @@ ARITIES = {
     "stream_unary": Arity("StreamUnary", True, False),
     "stream_stream": Arity("StreamStream", True, True),
 }
-WIRES = ["grpc", "memory"]
+WIRES = ["grpc", "direct", "memory"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only calls with one request and one reply take the direct way."""
+    there = Path(__file__).parent
+
+    def other(item: pytest.Item) -> bool:
+        given = getattr(item, "callspec", None)
+        if given is None or there not in item.path.parents or given.params.get("wire") != "direct":
+            return False
+        return bool(given.params.get("arity", "unary_unary") != "unary_unary")
+
+    config.hook.pytest_deselected(items=[item for item in items if other(item)])
+    items[:] = [item for item in items if not other(item)]
 
 
 async def soon(awaitable: Awaitable[T]) -> T:
@@ -190,7 +206,7 @@ async def open_world(
     served: list[Outcome] = []
     servicer = Echo(behave)
     service = Service("echo", servicers=[servicer], errors=errors, interceptors=[recording(served), *interceptors])
-    own = settings or ClientSettings()
+    own = dataclasses.replace(settings or ClientSettings(), direct=wire == "direct")
     if wire == "memory":
         async with Network() as network:
             hosted = network.add(service)
@@ -204,6 +220,8 @@ async def open_world(
         address = f"127.0.0.1:{server.port}"
         async with connect(address, interceptors=[recording(called)], settings=everything) as channel:
             await channel.channel_ready()
+            if wire == "direct":
+                await until(lambda: channel.pool.endpoints[0].transport.direct.connection)  # type: ignore[attr-defined]  # of grpc
             async with nothing_left(world := World(arity, channel, server.pipeline, servicer, called, served)):
                 yield world
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -260,6 +261,7 @@ async def lab(
         own: more of the settings.
     """
     chosen = settings or ClientSettings(**{"methods": IDEMPOTENT if idempotent else {}, "hedge": NO_HEDGE, **own})
+    chosen = dataclasses.replace(chosen, direct=wire == "direct")
     here = Lab(None, None)  # type: ignore[arg-type]  # set below
     async with AsyncExitStack() as stack:
         if wire == "memory":
@@ -295,6 +297,9 @@ async def lab(
             endpoint.transport.connect()
         async with asyncio.timeout(10):
             await channel.pool.until(lambda: all(endpoint.transport.ready for endpoint in channel.pool.endpoints))
+        if wire == "direct":
+            transports: list[Any] = [endpoint.transport for endpoint in channel.pool.endpoints]
+            await soon(lambda: all(transport.direct.connection for transport in transports))
         here.pipelines += [hosted.pipeline for hosted in here.hosted]
         tasks = asyncio.all_tasks()
         yield here

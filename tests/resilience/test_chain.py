@@ -10,7 +10,7 @@ from framework import Context, RpcError, Unavailable
 from tests.invariants.echo import text
 from tests.resilience.lab import QUICK, Lab, Step, fails, lab, says
 
-pytestmark = pytest.mark.parametrize("wire", ["grpc", "memory"])
+pytestmark = pytest.mark.parametrize("wire", ["grpc", "direct", "memory"])
 
 
 def through(back: Lab, errors: list[RpcError]) -> Step:
@@ -50,7 +50,7 @@ async def test_what_was_not_sent_goes_elsewhere_even_so(wire: str) -> None:
 
 async def test_retry_by_somebody_elses_client(wire: str) -> None:
     """It says so in grpc's own key, which our client cannot send."""
-    if wire == "grpc":
+    if wire != "memory":
         pytest.skip("grpc takes it out of what it is given")
     async with lab(1, wire=wire, retry=QUICK) as back, lab(1, wire=wire, retry=QUICK) as front:
         errors: list[RpcError] = []

@@ -17,7 +17,7 @@ from tests.resilience.lab import ARITIES, QUICK, Lab, cancelled, fails, hangs, l
 
 SOON = HedgeSettings(delay=0.05)
 
-pytestmark = pytest.mark.parametrize("wire", ["grpc", "memory"])
+pytestmark = pytest.mark.parametrize("wire", ["grpc", "direct", "memory"])
 
 
 async def test_retry_after_unavailable(wire: str) -> None:

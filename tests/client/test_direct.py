@@ -1,0 +1,144 @@
+"""Calls past grpc, against real servers: when they go that way, and when through grpc."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from framework import Method, Settings, connect
+from framework.client.direct import Direct
+from framework.client.dropin import Channel
+from framework.policy import ClientSettings
+from framework.rpc import UnaryReply
+
+SAY = Method("direct.v1.Direct", "Say", BytesValue, BytesValue)
+
+
+class Server:
+    """A plain server of grpc.aio that notes who called.
+
+    Attributes:
+        agents: of the calls, in order.
+    """
+
+    def __init__(self) -> None:
+        self.agents: list[str] = []
+        self.wait: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+
+    async def say(self, request: BytesValue, context: Any) -> BytesValue:
+        self.agents.append(str(dict(context.invocation_metadata())["user-agent"]))
+        if self.wait is not None:
+            self.waiting.set()
+            await self.wait.wait()
+        return request
+
+    @property
+    def ways(self) -> list[str]:
+        """Which way the calls came."""
+        return ["direct" if agent.startswith("grpc-python-framework/") else "grpc" for agent in self.agents]
+
+
+@asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[tuple[Server, Channel, grpc.aio.Server]]:
+    """A server, and a channel to it that is connected both ways."""
+    server = Server()
+    handler = grpc.unary_unary_rpc_method_handler(server.say, BytesValue.FromString, BytesValue.SerializeToString)
+    bare = grpc.aio.server(options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)))
+    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SAY.service, {"Say": handler}),))
+    port = bare.add_insecure_port("127.0.0.1:0")
+    await bare.start()
+    try:
+        own = Settings(registry="none", client=ClientSettings(**settings))
+        async with connect(f"127.0.0.1:{port}", settings=own) as channel:
+            await channel.channel_ready()
+            if own.client.direct:
+                await until(lambda: way(channel).connection)
+            yield server, channel, bare
+    finally:
+        await bare.stop(0)
+
+
+def way(channel: Channel) -> Direct:
+    """The direct way of a channel to one instance."""
+    transport: Any = channel.pool.endpoints[0].transport
+    assert isinstance(transport.direct, Direct)
+    return transport.direct
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Return once the condition holds, which it is about to."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.002)
+
+
+def say(channel: Channel, size: int = 10) -> UnaryReply[BytesValue]:
+    return UnaryReply(channel.bind(SAY), SAY, BytesValue(value=bytes(size)), 10.0)
+
+
+async def test_a_call_goes_past_grpc() -> None:
+    """Once there is a connection for that."""
+    async with serving() as (server, channel, _):
+        assert len((await say(channel)).value) == 10
+        assert server.ways == ["direct"]
+
+
+async def test_it_can_be_turned_off() -> None:
+    """`direct` in the settings of a client."""
+    async with serving(direct=False) as (server, channel, _):
+        await say(channel)
+        assert server.ways == ["grpc"]
+
+
+async def test_a_large_request_goes_through_grpc() -> None:
+    """What the server does not let be sent at once is not for this; the reply is just the same."""
+    async with serving(max_message=16 << 20) as (server, channel, _):
+        assert [len((await say(channel, size)).value) for size in (100_000, 12_000_000)] == [100_000, 12_000_000]
+        assert server.ways == ["direct", "grpc"]
+
+
+async def test_calls_go_through_grpc_while_there_is_no_connection() -> None:
+    """And past it again when there is a new one."""
+    async with serving() as (server, channel, _):
+        direct = way(channel)
+        assert direct.connection is not None
+        direct.connection.close()
+        await say(channel)
+        direct._again = 0.0  # a second has passed
+        await say(channel)
+        await until(lambda: direct.connection)
+        await say(channel)
+        assert server.ways == ["grpc", "grpc", "direct"]
+
+
+async def test_a_server_that_goes_finishes_what_it_has() -> None:
+    """It says that it goes; the call that is out has its answer."""
+    async with serving() as (server, channel, bare):
+        server.wait = asyncio.Event()
+        call = asyncio.ensure_future(say(channel))
+        await server.waiting.wait()
+        stopping = asyncio.ensure_future(bare.stop(5))
+        await until(lambda: way(channel).connection is None)
+        server.wait.set()
+        assert len((await call).value) == 10
+        await stopping
+        assert server.ways == ["direct"]
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        *(("127.0.0.1:1", True), ("[::1]:1", True), ("catalog.local:1", True)),
+        *(("dns:///catalog:1", False), ("unix:/tmp/a", False), ("ipv4:127.0.0.1:1", False), ("catalog", False)),
+    ],
+)
+def test_only_one_address_is_reached(address: str, reached: bool) -> None:
+    """What grpc resolves by itself may be many."""
+    assert Direct.reaches(address) == reached

@@ -1,0 +1,110 @@
+"""How a response leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from framework.http.exchange import Inbox
+from framework.http.protocol import Joined
+
+
+class Socket(asyncio.Transport):
+    """A transport that notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        assert not self.closed
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return name
+
+
+async def test_what_is_written_in_one_turn_leaves_together() -> None:
+    """A head and its body are one system call, and in order."""
+    socket = Socket()
+    joined = Joined(socket, asyncio.get_running_loop())
+    joined.write(b"head")
+    joined.write(b"body")
+    assert socket.sent == []
+    await asyncio.sleep(0)
+    joined.write(b"more")
+    await asyncio.sleep(0)
+    assert socket.sent == [b"headbody", b"more"]
+
+
+async def test_closing_sends_what_was_written() -> None:
+    """An answer before a close is not lost."""
+    socket = Socket()
+    joined = Joined(socket, asyncio.get_running_loop())
+    joined.write(b"answer")
+    joined.close()
+    assert (socket.sent, socket.closed) == ([b"answer"], True)
+
+
+async def test_nothing_is_sent_to_a_client_that_has_gone() -> None:
+    """Even if it goes between the write and the turn in which it would leave."""
+    socket = Socket()
+    joined = Joined(socket, asyncio.get_running_loop())
+    joined.write(b"answer")
+    socket.close()
+    await asyncio.sleep(0)
+    assert socket.sent == []
+
+
+async def test_all_else_is_the_transports_own() -> None:
+    """uvicorn asks it who the client is, and pauses it."""
+    assert Joined(Socket(), asyncio.get_running_loop()).get_extra_info("peername") == "peername"
+
+
+def inbox(*said: Any) -> Inbox:
+    """What a client says: parts of a body, None for a pause in between, and an exception in place of one."""
+    coming = list(said)
+
+    async def receive() -> Any:
+        while (one := coming.pop(0)) is None:  # noqa: ASYNC110  # a pause, and no wait for something
+            await asyncio.sleep(0.001)
+        if isinstance(one, Exception):
+            raise one
+        return {"type": "http.request", "body": one, "more_body": bool(coming)}
+
+    return Inbox(receive, set())
+
+
+async def test_a_body_that_is_there_is_taken_without_waiting() -> None:
+    """As nearly all are: then nothing need watch how long it takes."""
+    box = inbox(b"all")
+    assert (box.at_hand(), box.complete, await box.read()) == (b"all", True, None)
+
+
+async def test_a_body_that_is_not_there_is_waited_for() -> None:
+    """The look for it has begun to receive, and is gone on with: nothing is lost, and nothing is in the wrong order."""
+    box = inbox(None, None, b"a", None, b"b")
+    assert (box.at_hand(), box.complete) == (b"", False)
+    assert [await box.read(), await box.read(), await box.read()] == [b"a", b"b", None]
+
+
+async def test_a_wait_for_a_body_can_be_cancelled_and_can_fail() -> None:
+    """Just as if it had not begun before."""
+    box = inbox(*[None] * 10_000)
+    box.at_hand()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await box.read()
+    box = inbox(None, OSError("gone"))
+    box.at_hand()
+    with pytest.raises(OSError, match="gone"):
+        await box.read()
