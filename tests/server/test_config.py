@@ -233,7 +233,8 @@ def test_values_that_cannot_be_used(file: Path, content: str, expected: str) -> 
         (
             "FRAMEWORK_WORKERS",
             "2",
-            "FRAMEWORK_WORKERS in the environment is not a setting. Did you mean FRAMEWORK_SERVER_WORKERS?",
+            "FRAMEWORK_WORKERS in the environment is not a setting. Did you mean FRAMEWORK_SERVER_WORKERS or"
+            " FRAMEWORK_GATEWAY_WORKERS?",
         ),
         ("FRAMEWORK_CLIENT_HEDGE", "on", "FRAMEWORK_CLIENT_HEDGE is 'on'; it must be a table, or \"off\""),
     ],
