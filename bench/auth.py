@@ -108,7 +108,7 @@ async def new(algorithm: str) -> Row:
             check,
             "a unary call",
             call,
-            "<= 0.15" if algorithm == "RS256" else "<= 0.5",
+            "<= 0.15",
         )
 
 
