@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from framework.call import Call, Outcome, current
+from framework.call import OK, Call, Outcome, current
 from framework.errors import Code
 from framework.loop import exact_clock
 from framework.telemetry.figures import Figures, Histogram, Instrument, Labels
@@ -47,6 +47,7 @@ class Durations:
         self._instrument = instrument
         self._labels = labels
         self._failing = failing
+        self.bounds = instrument.bounds
         self.by_code: list[Histogram | None] = [None] * len(Code)
 
     def of(self, code: Code) -> Histogram:
@@ -104,4 +105,29 @@ def observer(begin: Begin | None, durations: Durations | None, line: Line | None
 
         call.on_end(ended)
 
-    return observe
+    if line is not None or durations is None or begin not in (None, pass_on):
+        return observe
+    bounds, passing = durations.bounds, begin is not None
+    succeeded: Histogram | None = None
+
+    def measure(call: Call) -> None:
+        """The same for what nearly every call is: not traced, without a line of its own, and a success."""
+        if passing and current.get() is not None:
+            pass_on(call)
+        began = start() if clock is None else clock()
+
+        def ended(outcome: Outcome) -> None:
+            nonlocal succeeded
+            seconds = clock() - began  # type: ignore[misc]  # it is known since the call began
+            if outcome is OK and succeeded is not None:
+                histogram = succeeded
+            else:
+                histogram = by_code[outcome.code] or durations.of(outcome.code)
+                if outcome.code is Code.OK:
+                    succeeded = histogram
+            histogram.counts[bisect_left(bounds, seconds)] += 1
+            histogram.sum += seconds
+
+        call.on_end(ended)
+
+    return measure
