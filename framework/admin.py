@@ -73,16 +73,16 @@ class Watched:
         settings: those that hold.
         unready: why no calls should be sent here; empty when they should.
         calls: those in flight.
-        pools: of the services that are called.
         metrics: as Prometheus reads them.
+        pools: of the services that are called.
     """
 
     name: str
     settings: Effective
     unready: Callable[[], str]
     calls: Callable[[], Iterable[Call]]
+    metrics: Callable[[], bytes]
     pools: Callable[[], Iterable[Pool]] = lambda: tuple(live)
-    metrics: Callable[[], bytes] = lambda: b""
 
 
 def settings_rows(settings: Settings) -> Iterator[dict[str, str]]:
@@ -112,7 +112,10 @@ def _table(path: str, table: Table) -> Iterator[dict[str, str]]:
                     yield {"setting": f"{where}.{name}", "value": _hidden(name, str(one)), "origin": "settings"}
         elif value is not None or "parse" in f.metadata:
             text = shown(f, value) if "parse" in f.metadata else str(redaction.value(value))
-            yield {"setting": where, "value": _hidden(f.name, text), "origin": table.origin(f.name)}
+            origin = table.origin(f.name)
+            if origin == f.name:  # an option of the command line stands in no table
+                origin = f"--{origin}"
+            yield {"setting": where, "value": _hidden(f.name, text), "origin": origin}
 
 
 def _hidden(name: str, text: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 from framework.call import Call, Method, Outcome
 from framework.errors import Code, RpcError
 from framework.logs import redaction
-from framework.logs.output import NAMES, Output
+from framework.logs.output import NAMES, Output, trace_ids
 from framework.observation import LogSettings
 
 log = logging.getLogger("framework.calls")
@@ -91,6 +91,7 @@ class CallLines:
 
     Args:
         settings: which calls have one.
+        passes_on: the calls that are made are those that are served.
         clock: seconds since the epoch.
         rng: chooses among the calls that went well.
     """
@@ -99,10 +100,12 @@ class CallLines:
         self,
         settings: LogSettings,
         *,
+        passes_on: bool = False,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
         self._settings = settings
+        self._passes_on = passes_on
         self._clock = clock
         rng = rng or random.Random()
         self._successes = Allowance(settings.per_second, settings.successes, rng)
@@ -114,6 +117,8 @@ class CallLines:
         Args:
             service: that is called; of calls made.
         """
+        if self._passes_on:
+            side = "server"
         which = self._settings.server if side == "server" else self._settings.client
         if which == "none":
             return None
@@ -158,8 +163,7 @@ def fields_of(call: Call, outcome: Outcome, seconds: float) -> dict[str, Any]:
         fields["identity"] = str(call.identity)
     if call.request_id:
         fields["request_id"] = call.request_id
-    if call.metadata and isinstance(parent := call.get("traceparent"), str) and len(parent) >= 52:
-        fields["trace_id"], fields["span_id"] = parent[3:35], parent[36:52]
+    fields.update(trace_ids(call))
     error = outcome.error
     if error is not None:
         text = error.message if isinstance(error, RpcError) else f"{type(error).__name__}: {error}"

@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO, TypeAlias
 
 import structlog
-from opentelemetry import trace
 
-from framework.call import current
+from framework.call import Call, current
 from framework.logs import redaction
 from framework.observation import LogSettings
 
@@ -143,15 +142,17 @@ def _message(record: logging.LogRecord) -> str:
 
 def ids() -> dict[str, str]:
     """The ids of the call that is being served where a line is written."""
-    found: dict[str, str] = {}
     call = current.get()
-    if call is not None:
-        found["request_id"] = call.request_id
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        found["trace_id"] = trace.format_trace_id(context.trace_id)
-        found["span_id"] = trace.format_span_id(context.span_id)
-    return found
+    return {"request_id": call.request_id, **trace_ids(call)} if call is not None else {}
+
+
+def trace_ids(call: Call) -> dict[str, str]:
+    """The ids of a call's span; of its trace only, when this process has no part in that."""
+    context = getattr(call.trace, "context", None)
+    if context is not None:
+        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+    parent = call.get("traceparent") if call.metadata else None
+    return {"trace_id": parent[3:35]} if isinstance(parent, str) and len(parent) >= 55 else {}
 
 
 def _renderer(settings: LogSettings, stream: TextIO) -> Render:

@@ -78,6 +78,7 @@ def test_what_else_stands_in_it(unset: None) -> None:
     assert (found["event"], found["target"], found["attempts"], found["identity"]) == ("called", "shop", 3, "ann")
     assert found["endpoints"] == ["10.0.0.1:1", "10.0.0.2:1"]
     assert found["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert "span_id" not in found
     assert found["error"] == "Bearer [REDACTED] was refused"
 
 
