@@ -40,6 +40,9 @@ _NOTED = frozenset(
 )
 _BROKEN = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS})
 
+FORWARDED = "x-forwarded-for"
+"""Metadata with the address of who calls a gateway."""
+
 LONGEST = 500
 """Characters of an error's text that a line has."""
 
@@ -123,6 +126,7 @@ class CallLines:
         if which == "none":
             return None
         event = "served" if side == "server" else "called"
+        passes_on = self._passes_on
         levels = [level_of(code, side, method.service) for code in Code]
         if which == "failures":
             levels[Code.OK] = 0
@@ -140,6 +144,10 @@ class CallLines:
                 fields = fields_of(call, outcome, seconds)
                 if service:
                     fields["target"] = service
+                if passes_on:
+                    fields["endpoint"] = fields.pop("peer", "")
+                    if (caller := call.get(FORWARDED)) is not None:
+                        fields["peer"] = caller
                 if allowance.without:
                     fields["without_line"] = allowance.without
                     allowance.without = 0
