@@ -79,7 +79,13 @@ if __name__ == "__main__":
     service.run()
 '''
 
-PLAIN = {"FRAMEWORK_TELEMETRY_LOGS_FORMAT": "text", "FRAMEWORK_ADMIN_PORT": "none"}
+PLAIN = {
+    "FRAMEWORK_ADMIN_PORT": "none",
+    "FRAMEWORK_TELEMETRY_LOGS_FORMAT": "text",
+    "FRAMEWORK_TELEMETRY_LOGS_SERVER": "none",
+    "FRAMEWORK_TELEMETRY_LOGS_CLIENT": "none",
+}
+"""Logs as people read them, without those lines that calls have."""
 
 SERVES = re.compile(r"serves on (\S+), (?:registered in (\S+) as (\S+)|not registered)\n")
 
