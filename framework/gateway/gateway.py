@@ -148,7 +148,9 @@ class Gateway:
             interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
         """
         settings = settings or self.settings or Settings.load()
-        await serve_until_signal(NAME, self.running(settings, admin=True), settings.server.drain, interactive=interactive)
+        await serve_until_signal(
+            NAME, self.running(settings, admin=True), settings.server.drain, interactive=interactive
+        )
 
     def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
         """Serve until a signal, as the settings say: in this process, or in workers of it.

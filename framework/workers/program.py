@@ -79,9 +79,7 @@ def run(launch: Callable[[Worker | None, Sequence[str]], None]) -> None:
         sys.exit("\n".join(f"framework: {mistake}" for mistake in found))
 
 
-def run_until_complete(
-    coroutine: Any, logs: LogSettings | None = None, fields: Mapping[str, Any] | None = None
-) -> Any:
+def run_until_complete(coroutine: Any, logs: LogSettings | None = None, fields: Mapping[str, Any] | None = None) -> Any:
     """Run a coroutine on a new event loop, uvloop's when it is installed.
 
     Args:
