@@ -32,7 +32,7 @@ def command(name: str) -> tuple[str, dict[str, str]]:
 
 
 def test_every_example_service_has_its_container() -> None:
-    """The four services of the example system, the gateway before them, and the engines that they meet and are seen in."""
+    """The four services of the example system, the gateway before them, and the engines around them."""
     assert set(CONTAINERS) == ENGINES | {"catalog", "gateway", "inventory", "orders", "payments"}
 
 
