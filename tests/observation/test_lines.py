@@ -183,10 +183,10 @@ def test_a_call_without_a_line_costs_nearly_nothing(unset: None) -> None:
         assert line is not None
         times = []
         for _ in range(20):
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(200):
                 line(call, OK, 0.5)
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
         return min(times)
 
     with_line = fastest(LogSettings(per_second=1_000_000))
