@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from framework import Service, Settings
+from framework import Service
 from framework.cli import _parser
 from framework.config import Settings
 
