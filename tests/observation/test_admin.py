@@ -121,6 +121,18 @@ async def test_metrics(caplog: pytest.LogCaptureFixture) -> None:
         assert re.search(r'rpc_server_call_duration_seconds_count\{.*UnaryUnary".*code="OK"\} 1\n', said)
 
 
+async def test_certificates_among_the_metrics(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When each ends, by its file: what the alerts on certificates are about."""
+    monkeypatch.setattr("framework.telemetry.process.expiry", lambda: {"catalog.pem": 1.8e9})
+    async with pages(caplog, Service("echo", servicers=[Echo()])) as (_, shown):
+        assert (
+            'framework_tls_certificate_expiry_seconds{file="catalog.pem"} 1800000000\n'
+            in (await shown.get("/metrics"))[1]
+        )
+
+
 async def test_settings_that_hold(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """Each with who says so."""
     file = tmp_path / "framework.toml"
