@@ -28,8 +28,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: $(READY) ## start the example system (ONCE=1 ends by itself, AUTH=1 asks who calls, TLS=1, REGISTRY=URL, PORT=8080)
-	@$(BIN)/python -m example_services $(if $(ONCE),--once) $(if $(AUTH),--auth) $(if $(TLS),--tls) \
+run: $(READY) ## start the example system (ONCE=1 ends by itself, AUTH=1 asks who calls, TLS=1, REGISTRY=URL, PORT=8080, OTLP=URL)
+	@$(if $(OTLP),FRAMEWORK_TELEMETRY_ENDPOINT=$(OTLP)) $(BIN)/python -m example_services $(if $(ONCE),--once) $(if $(AUTH),--auth) $(if $(TLS),--tls) \
 	  $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(PORT),--port $(PORT))
 
 test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for some)

@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,8 @@ from example_services.runner.view import View
 from example_services.shop.inventory.v1.inventory_rpc import InventoryClient
 from example_services.shop.orders.v1.orders_pb2 import OrderItem
 from example_services.shop.orders.v1.orders_rpc import OrdersClient
-from framework import FrameworkError, RpcError, bearer, connect
+from framework import FrameworkError, RpcError, Settings, bearer, connect
+from framework.logs import configure_logging
 
 ORDERS = 100  # with --once
 AT_ONCE = 4  # of them at the same time
@@ -59,8 +61,9 @@ async def run(registry: str | None, port: int, *, once: bool, tls: bool = False,
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     tally, view = Tally(), View()
     try:
-        with TemporaryDirectory(prefix="shop-") as directory:
+        with TemporaryDirectory(prefix="shop-") as directory, ExitStack() as exits:
             registry = registry or f"sqlite:///{directory}/registry.db"
+            log_to(Path(directory, "gateway.log"), exits)
             certificates = Certificates.make(Path(directory), tuple(SERVICES)) if tls else None
             settings = settings_of(certificates)
             secured = secure(Path(directory)) if auth else None
@@ -69,13 +72,15 @@ async def run(registry: str | None, port: int, *, once: bool, tls: bool = False,
             showing = [bearer(shown)] if shown else []
             async with (
                 Fleet.start(Path(directory), registry, view.say, certificates, secured) as fleet,
-                shopfront(port, fleet.registry, certificates, secured) as url,
+                shopfront(port, fleet.registry, certificates, secured) as gateway,
             ):
+                url = gateway.server.url
+                fleet.tell_prometheus(gateway=gateway.admin)
                 await fleet.until_serving()
                 async with (
                     connect("orders", settings=settings, registry=fleet.registry, interceptors=showing) as orders,
                     connect("inventory", settings=settings, registry=fleet.registry, interceptors=showing) as inventory,
-                    view.showing(fleet, tally, url),
+                    view.showing(fleet, tally, gateway),
                 ):
                     customers = Customers(OrdersClient(orders), InventoryClient(inventory), tally, view.say)
                     await fleet.during(
@@ -85,6 +90,12 @@ async def run(registry: str | None, port: int, *, once: bool, tls: bool = False,
         task.uncancel()
     view.say(str(tally))
     return 1 if tally.failed else 0
+
+
+def log_to(file: Path, exits: ExitStack) -> None:
+    """The gateway's lines, and what the customers' connections have to say, are not for the picture."""
+    stream = exits.enter_context(file.open("w"))
+    configure_logging(Settings.load().telemetry.logs, fields={"service": "gateway"}, stream=stream)
 
 
 async def buy_once(customers: Customers, url: str, certificates: Certificates | None, view: View, token: str) -> None:

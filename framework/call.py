@@ -180,6 +180,7 @@ class Call(Ending):
         give_up: ends an attempt that waits for its one reply, without waiting; set by the wire, None before.
         fault: what the iterable of requests raised, if the call fails of that; set by the wire.
         criticality: how much it matters, None when nobody said so.
+        began: when it began, on the exact clock of the loop; 0 while nobody watches.
         identity: who the call is made for, where that was verified; None for somebody who is not known.
         trace: the span of the call while it is traced, and what makes spans of its attempts; None when it is not.
         wire: what the serving wire keeps with the call; None on clients.
@@ -188,6 +189,7 @@ class Call(Ending):
     __slots__ = (
         "__weakref__",
         "attempt",
+        "began",
         "criticality",
         "deadline",
         "fault",
@@ -238,6 +240,7 @@ class Call(Ending):
         self.give_up: Callable[[], Any] | None = None
         self.fault: BaseException | None = None
         self.criticality: Criticality | None = None
+        self.began = 0.0
         self.identity: Identity | None = None
         self.trace: Any = None
         self.wire = wire

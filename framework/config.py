@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 
 from framework.access import AccessSettings, AuthSettings
 from framework.errors import ConfigError
-from framework.observation import TelemetrySettings
+from framework.observation import AdminSettings, TelemetrySettings
 from framework.parsing import (
     Table,
     boolean,
@@ -190,6 +190,7 @@ class Settings:
         clients: settings by service name, complete.
         gateway: what `framework gateway` does; it drains as `server` says.
         telemetry: what the process tells of itself.
+        admin: the pages for those who run it.
         auth: how callers prove who they are, to a server and to the gateway.
         access: who may call what.
         source: where they were read from; None for settings made in code.
@@ -201,6 +202,7 @@ class Settings:
     clients: Mapping[str, ClientSettings] = field(default_factory=lambda: MappingProxyType({}))
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     source: Source | None = field(default=None, compare=False, repr=False)
@@ -254,7 +256,7 @@ class Settings:
 
     @classmethod
     def _from_tables(cls, tables: Mapping[str, Any], variables: Sequence[_Variable]) -> Settings:
-        known = dict.fromkeys(("registry", "server", "client", "gateway", "telemetry", "auth", "access"))
+        known = dict.fromkeys(("registry", "server", "client", "gateway", "telemetry", "admin", "auth", "access"))
         for name in tables:
             if name not in known:
                 raise ConfigError(f"{name} is not a setting.{suggest(name, known)}")
@@ -277,6 +279,7 @@ class Settings:
             },
             gateway=over(GatewaySettings.parse(tables.get("gateway", {}), "gateway")),
             telemetry=over(TelemetrySettings.parse(tables.get("telemetry", {}), "telemetry")),
+            admin=over(AdminSettings.parse(tables.get("admin", {}), "admin")),
             auth=over(AuthSettings.parse(tables.get("auth", {}), "auth")),
             access=over(AccessSettings.parse(tables.get("access", {}), "access")),
         )
@@ -297,6 +300,7 @@ _PREFIXES: Mapping[str, type[Table]] = {
     "FRAMEWORK_CLIENT_": ClientSettings,
     "FRAMEWORK_GATEWAY_": GatewaySettings,
     "FRAMEWORK_TELEMETRY_": TelemetrySettings,
+    "FRAMEWORK_ADMIN_": AdminSettings,
     "FRAMEWORK_AUTH_": AuthSettings,
     "FRAMEWORK_ACCESS_": AccessSettings,
 }

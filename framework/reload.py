@@ -72,7 +72,7 @@ def changes(old: Settings, new: Settings) -> list[Change]:
     found = []
     if old.registry != new.registry:
         found.append(Change("registry", old.registry, new.registry, restart=True))
-    for name in ("server", "gateway", "telemetry"):
+    for name in ("server", "gateway", "telemetry", "admin"):
         differ = _table(name, getattr(old, name), getattr(new, name))
         found += [dataclasses.replace(change, restart=True) for change in differ]
     found += [dataclasses.replace(change, restart=True) for change in _table("auth", old.auth, new.auth)]

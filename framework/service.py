@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from framework.admin import Effective, Watched, admin_pages
 from framework.call import Interceptor
 from framework.config import Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
@@ -191,6 +192,7 @@ class Service:
         registry: Registry | None = None,
         drain: Drain | None = None,
         shared: bool = False,
+        admin: bool = False,
     ) -> AsyncIterator[Server]:
         """Serve while the block runs; drains at its end.
 
@@ -199,6 +201,7 @@ class Service:
             registry: where to register, left open; default: what the settings name.
             drain: how to stop at the end of the block; default: the settings'.
             shared: this is one of several workers behind a port, and another process registers them.
+            admin: serve the admin pages too, if the settings have a port for them.
 
         Raises:
             FrameworkError: it cannot start; the message says why and what to do.
@@ -217,6 +220,17 @@ class Service:
             beside = await self._beside(server, settings.server, shared=shared)
             if beside is not None:
                 exits.push_async_callback(beside.stop)
+            if admin:
+                effective = Effective(settings)
+                exits.callback(watch(settings, effective.changed))
+                watched = Watched(
+                    self.name,
+                    effective,
+                    lambda: "" if server.health.is_serving else f"{server.address} does not serve",
+                    lambda: pipeline.calls,
+                    pipeline.telemetry.text,
+                )
+                await exits.enter_async_context(admin_pages(settings.admin, watched, shared=shared))
             lease: Lease | None = None
             if registry is not None:
                 instance = self.instance(settings.server, server.port)
@@ -272,7 +286,8 @@ class Service:
             interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
         """
         settings = settings or self.settings or Settings.load()
-        await serve_until_signal(self.name, self.running(settings), settings.server.drain, interactive=interactive)
+        running = self.running(settings, admin=True)
+        await serve_until_signal(self.name, running, settings.server.drain, interactive=interactive)
 
     def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
         """Serve until a signal, as the settings say: in this process, or in workers of it.
@@ -290,7 +305,7 @@ class Service:
             placed = dataclasses.replace(
                 settings, server=dataclasses.replace(server, host=worker.host, port=worker.port)
             )
-            running = self.running(placed, shared=True)
+            running = self.running(placed, shared=True, admin=True)
             return worker.serve(running, placed, server.workers, lambda port: self.instance(placed.server, port))
 
         program.launch(
@@ -302,6 +317,7 @@ class Service:
             lambda: self.serve(settings),
             shared,
             server.http.port or 0,
+            logs=settings.telemetry.logs,
         )
 
     def run(self, settings: Settings | None = None) -> None:

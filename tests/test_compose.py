@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from framework.cli import _parser
 from framework.config import Settings
 
 ROOT = Path(__file__).parents[1]
+EMPTY = Path("/dev/null")
 CONTAINERS: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-SERVICES = sorted(set(CONTAINERS) - {"consul", "gateway"})
+ENGINES = {"collector", "consul", "grafana", "jaeger", "prometheus"}
+SERVICES = sorted(set(CONTAINERS) - ENGINES - {"gateway"})
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 
@@ -29,8 +32,8 @@ def command(name: str) -> tuple[str, dict[str, str]]:
 
 
 def test_every_example_service_has_its_container() -> None:
-    """The four services of the example system, the gateway before them, and the Consul that they meet in."""
-    assert sorted(CONTAINERS) == ["catalog", "consul", "gateway", "inventory", "orders", "payments"]
+    """The four services of the example system, the gateway before them, and the engines around them."""
+    assert set(CONTAINERS) == ENGINES | {"catalog", "gateway", "inventory", "orders", "payments"}
 
 
 @each_service
@@ -115,3 +118,47 @@ def test_image_is_built_from_files_that_are_there() -> None:
     context = (ROOT / "deploy/Dockerfile.dockerignore").read_text().split()
     missing = [path for path in context if path.startswith("!") and not (ROOT / path[1:]).exists()]
     assert missing == []
+
+
+def test_every_service_is_scraped() -> None:
+    """Prometheus asks each for its metrics where its admin pages are, as a job of its name."""
+    jobs = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs}
+    for name in (*SERVICES, "gateway"):
+        settings = Settings.load(EMPTY, {key: str(value) for key, value in CONTAINERS[name]["environment"].items()})
+        assert settings.admin.host == "0.0.0.0"
+        assert targets.pop(name) == [f"{name}:{settings.admin.port}"]
+    assert list(targets) == ["prometheus"]
+
+
+def test_traces_go_through_the_collector_to_jaeger() -> None:
+    """Each service names the port that the collector listens on, and its pipeline ends at Jaeger."""
+    collector = yaml.safe_load((ROOT / "deploy/collector/config.yml").read_text())
+    port = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    for name in (*SERVICES, "gateway"):
+        assert CONTAINERS[name]["environment"]["FRAMEWORK_TELEMETRY_ENDPOINT"] == f"http://collector:{port}"
+    for pipeline in collector["service"]["pipelines"].values():
+        for kind in ("receivers", "processors", "exporters"):
+            assert set(pipeline.get(kind, ())) <= set(collector[kind])
+    assert set(collector["service"]["extensions"]) <= set(collector["extensions"])
+    (exporter,) = collector["service"]["pipelines"]["traces"]["exporters"]
+    assert collector["exporters"][exporter]["endpoint"].rpartition(":")[0] in CONTAINERS
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_what_is_mounted_is_there(name: str) -> None:
+    """Every file and folder that an engine is given is in the repository; its image has a version."""
+    for mounted in CONTAINERS[name].get("volumes", ()):
+        assert (ROOT / mounted.partition(":")[0]).exists(), mounted
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?", CONTAINERS[name]["image"])
+
+
+def test_grafana_is_given_its_dashboard() -> None:
+    """What is provisioned names containers and folders that are there."""
+    provisioned = ROOT / "deploy/grafana/provisioning"
+    sources = yaml.safe_load((provisioned / "datasources/datasources.yml").read_text())["datasources"]
+    for source in sources:
+        assert source["url"].removeprefix("http://").partition(":")[0] in CONTAINERS
+    (provider,) = yaml.safe_load((provisioned / "dashboards/dashboards.yml").read_text())["providers"]
+    mounts = dict(mounted.split(":")[:2] for mounted in CONTAINERS["grafana"]["volumes"])
+    assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -28,11 +30,25 @@ ROOT = Path(__file__).parents[2]
 
 START = 30.0  # seconds that all may take to serve
 PATIENCE = 2.0  # seconds that an instance may take to leave before it is killed
+ADMIN = re.compile(r"admin pages on http://(\S+)")
+SETTINGS = {  # of every instance
+    "FRAMEWORK_ADMIN_PORT": "0",
+    "FRAMEWORK_TELEMETRY_LOGS_FORMAT": "text",  # the files are for the person who looks on
+}
 DRAIN = {  # short, because everything is on one machine and somebody waits
     "FRAMEWORK_SERVER_DRAIN_DELAY": "200ms",
     "FRAMEWORK_SERVER_DRAIN_GRACE": "1s",
     "FRAMEWORK_SERVER_DRAIN_STREAMS": "200ms",
 }
+
+
+PROMETHEUS = """\
+global: {{ scrape_interval: 1s, evaluation_interval: 1s }}
+rule_files: ["{rules}"]
+scrape_configs:
+  - job_name: shop
+    file_sd_configs: [{{ files: ["{targets}"], refresh_interval: 1s }}]
+"""
 
 
 class StartError(FrameworkError):
@@ -46,7 +62,9 @@ class Instance:
     Attributes:
         name: `catalog-1`, for people; a process that replaces another keeps it.
         address: where it serves, as the registry says; empty while it does not.
+        admin: where its admin pages are, as its log says.
         log: the file with what it writes.
+        logged: bytes of the log that are of processes before this one.
         starts: how many processes it has had.
         served: the present one has been in the registry.
         leaving: it has been told to end.
@@ -57,6 +75,8 @@ class Instance:
     log: Path
     process: asyncio.subprocess.Process | None = None
     address: str = ""
+    admin: str = ""
+    logged: int = 0
     starts: int = 0
     served: bool = False
     leaving: bool = False
@@ -110,7 +130,15 @@ class Fleet:
         self._changed = asyncio.Event()
         self._stopping = False
         self._arguments = ("--port", "0", "--registry", registry)
-        self._environment = {**os.environ, **DRAIN, "FRAMEWORK_REGISTRY": registry, "SHOP_DATA": str(directory)}
+        self._directory = directory
+        self._admin: dict[str, str] = {}  # where the pages of other processes are
+        self._environment = {
+            **SETTINGS,
+            **os.environ,
+            **DRAIN,
+            "FRAMEWORK_REGISTRY": registry,
+            "SHOP_DATA": str(directory),
+        }
         self.secured = secured
         if secured is not None:
             self._environment["FRAMEWORK_CONFIG"] = str(secured)
@@ -206,6 +234,25 @@ class Fleet:
         """The instances of a service."""
         return tuple(instance for instance in self.instances if instance.service == service)
 
+    @property
+    def prometheus(self) -> Path:
+        """What a Prometheus is started with to watch the shop."""
+        return self._directory / "prometheus.yml"
+
+    def tell_prometheus(self, **others: str) -> None:
+        """Write down where the metrics of all processes are; `others` are more of them, by name."""
+        self._admin |= others
+        addresses = {one.name: one.admin for one in self.instances if one.admin} | self._admin
+        targets = [
+            {"targets": [address], "labels": {"job": name.rpartition("-")[0] or name, "instance": name}}
+            for name, address in addresses.items()
+        ]
+        listed = self._directory / "targets.json"
+        part = listed.with_suffix(".part")
+        part.write_text(json.dumps(targets, indent=2))
+        part.replace(listed)  # Prometheus may look at any time
+        self.prometheus.write_text(PROMETHEUS.format(targets=listed, rules=ROOT / "deploy/prometheus/rules.yml"))
+
     async def _reach_registry(self) -> None:
         """One that is not there is best told at once."""
         try:
@@ -222,7 +269,7 @@ class Fleet:
         own = {} if self.certificates is None else self.certificates.environment(instance.service)
         while not self._ending:
             with instance.log.open("ab") as log:
-                written = log.tell()
+                instance.logged = log.tell()
                 instance.process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-m", "example_services.runner.instance", f"example_services.{instance.service}:service"),
@@ -241,7 +288,7 @@ class Fleet:
             if not instance.leaving:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                 if not instance.served:
-                    self._fail(instance, how, written)
+                    self._fail(instance, how)
                     return
                 self._say(f"{instance.name} (pid {instance.pid}) {how}; starting it again")
             instance.leaving = self._stopping
@@ -279,14 +326,22 @@ class Fleet:
             instance.address = address
             if address and not instance.served:
                 instance.served = True
+                found_admin = ADMIN.search(_said(instance))
+                instance.admin = found_admin[1] if found_admin is not None else ""
+                self.tell_prometheus()
                 self._say(f"{instance.name} (pid {instance.pid}) serves on {address}")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _fail(self, instance: Instance, how: str, written: int) -> None:
-        with instance.log.open("rb") as log:
-            log.seek(written)
-            words = log.read().decode(errors="replace").strip()
+    def _fail(self, instance: Instance, how: str) -> None:
+        words = _said(instance).strip()
         if not self.failed.done():
             self.failed.set_exception(StartError(f"{instance.name} {how} before it served:\n{words}"))
         self._note()
+
+
+def _said(instance: Instance) -> str:
+    """What its process has written so far."""
+    with instance.log.open("rb") as log:
+        log.seek(instance.logged)
+        return log.read().decode(errors="replace")

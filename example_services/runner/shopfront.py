@@ -20,6 +20,7 @@ from framework import ConfigError, Settings
 from framework.config import Drain, ServerSettings
 from framework.discovery import Registry
 from framework.gateway import Gateway
+from framework.gateway.gateway import Running
 from framework.policy import ClientSettings
 from framework.tls import ServerTls
 from framework.web import GatewaySettings
@@ -31,8 +32,8 @@ DRAIN = Drain(delay=0.0, grace=1.0, streams=0.2)
 @asynccontextmanager
 async def shopfront(
     port: int, registry: Registry, certificates: Certificates | None, secured: Path | None = None
-) -> AsyncIterator[str]:
-    """Serve the shop over HTTP while the block runs; gives its URL.
+) -> AsyncIterator[Running]:
+    """Serve the shop over HTTP while the block runs.
 
     Raises:
         StartError: the port cannot be had.
@@ -45,14 +46,15 @@ async def shopfront(
         client=ClientSettings() if certificates is None else certificates.clients,
         server=ServerSettings(drain=DRAIN),
         registry=str(registry),
+        telemetry=Settings.load().telemetry,
     )
-    gateway = Gateway(settings).running(registry=registry)
+    gateway = Gateway(settings).running(registry=registry, admin=True)
     try:
         running = await gateway.__aenter__()
     except ConfigError as error:
         raise StartError(f"{error} For make run that is PORT=.") from error
     try:
-        yield running.server.url
+        yield running
     finally:
         await gateway.__aexit__(None, None, None)
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from example_services.runner.customers import Tally, price
 from example_services.runner.fleet import ROOT, Fleet
+from framework.gateway.gateway import Running
 
 REFRESH = 0.25  # seconds between two pictures
 REPORT = 5.0  # seconds between two plain lines
@@ -46,9 +47,11 @@ class View:
             signal.raise_signal(signal.SIGINT)
 
     @asynccontextmanager
-    async def showing(self, fleet: Fleet, tally: Tally, url: str) -> AsyncIterator[None]:
-        """Say what to try, and show how things stand while the block runs; `url` is that of the gateway."""
+    async def showing(self, fleet: Fleet, tally: Tally, gateway: Running) -> AsyncIterator[None]:
+        """Say what to try, and show how things stand while the block runs."""
+        url = gateway.server.url
         commands = hints(fleet, url) if fleet.secured is None else secured_hints(fleet, url, fleet.secured)
+        commands += "\n" + telemetry(fleet, gateway)
         self.say(f"\n{commands}\n")
         self._live = self._console.is_interactive
         task = asyncio.create_task(self._draw(fleet, tally, commands) if self._live else self._report(tally))
@@ -154,6 +157,21 @@ Who may call what stands in the protos. This prints it, and answers:
   {framework} access show --config {settings} --protos protos
   {framework} access test ann shop.orders.v1.Orders/PlaceOrder --role buyer --config {settings} --protos protos
   {framework} access test ann shop.payments.v1.Payments/Charge --role buyer --config {settings} --protos protos"""
+
+
+def telemetry(fleet: Fleet, gateway: Running) -> str:
+    """Where to see what the processes tell of themselves."""
+    orders = fleet.of("orders")[0]
+    sent = gateway.settings.telemetry.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    traces = f"they go to {sent}" if sent else "start again with OTLP=http://127.0.0.1:4317, where a collector listens"
+    prometheus = _command("prometheus", _fetched("prometheus"))
+    kept = f"--storage.tsdb.path={fleet.prometheus.parent}/metrics --web.listen-address=127.0.0.1:9090"
+    return f"""\
+Settings, endpoints with their breakers, calls in flight:
+  http://{gateway.admin}/ of the gateway, http://{orders.admin}/ of {orders.name}
+Metrics, at /metrics of these; with graphs and alerts on http://127.0.0.1:9090 after:
+  {prometheus} --config.file={fleet.prometheus} {kept}
+Traces: {traces} (docker compose up -d collector; Jaeger's page is http://127.0.0.1:16686)"""
 
 
 def _command(name: str, path: str) -> str:

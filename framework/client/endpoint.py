@@ -121,6 +121,11 @@ class Endpoint:
             handler = self.handlers[method] = self.transport.bind(method)
         return handler
 
+    @property
+    def latency(self) -> float:
+        """Seconds that its calls take lately; 0 while none has ended."""
+        return self._ewma
+
     def healthy(self, now: float) -> bool:
         """Whether neither its breaker nor an ejection speaks against it."""
         return not self.host.ejected and self.breaker.available(now)

@@ -21,6 +21,7 @@ import contextvars
 import logging
 import math
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -91,6 +92,10 @@ class Bag:
             if last is not endpoint:
                 self.items[position] = last
                 self._positions[last] = position
+
+
+live: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""Those of this process that follow their instances; for people who look at it from outside."""
 
 
 class Pool:
@@ -171,6 +176,7 @@ class Pool:
     def start(self) -> None:
         """Begin to follow the registry; harmless when done already."""
         if self._follower is None:
+            live.add(self)
             # A context of its own, or the call that came first would be kept alive by it.
             self._follower = asyncio.get_running_loop().create_task(
                 self._follow(), name=f"follow {self.service}", context=contextvars.Context()
@@ -509,6 +515,7 @@ class Pool:
     async def aclose(self) -> None:
         """Stop following and close every connection; calls in flight are cancelled."""
         self._closed = True
+        live.discard(self)
         self._notify()
         for task in (self._follower, self._renewing):
             if task is not None:

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextlib import asynccontextmanager
 from typing import Any
 
-from framework.call import Handler, Interceptor, Method
+from framework.admin import Effective, Watched, admin_pages
+from framework.call import Call, Handler, Interceptor, Method
 from framework.certificates import TlsFiles
 from framework.client.connect import connect
 from framework.client.dropin import Channel
@@ -90,6 +91,7 @@ class Gateway:
         registry: Registry | None = None,
         drain: Drain | None = None,
         worker: Worker | None = None,
+        admin: bool = False,
     ) -> AsyncIterator[Running]:
         """Serve while the block runs; drains at its end.
 
@@ -98,6 +100,7 @@ class Gateway:
             registry: where services are found, left open; default: what the settings name.
             drain: how to stop at the end of the block; default: the server's in the settings.
             worker: this process is one of several workers behind a port.
+            admin: serve the admin pages too, if the settings have a port for them.
 
         Raises:
             FrameworkError: it cannot start; the message says why and what to do.
@@ -106,13 +109,19 @@ class Gateway:
         active.set(settings)
         outside = signer.get()
         async with contextlib.AsyncExitStack() as exits:
-            await exits.enter_async_context(telemetry_for(settings.telemetry).running("gateway"))
-            exits.callback(watch(settings))
+            telemetry = telemetry_for(settings.telemetry, passes_on=True)
+            await exits.enter_async_context(telemetry.running("gateway"))
+            effective = Effective(settings)
+            exits.callback(watch(settings, effective.changed))
             if registry is None:
                 registry = open_registry(settings.registry)
                 exits.push_async_callback(registry.aclose)
             guard = await exits.enter_async_context(guarded(SERVICE, settings, self._authenticators))
             running = Running(self, settings, registry, guard, shared=worker is not None)
+            if admin:
+                watched = Watched("gateway", effective, running.unready, running.calls, telemetry.text)
+                pages = admin_pages(settings.admin, watched, shared=worker is not None)
+                running.admin = await exits.enter_async_context(pages)
             if worker is None:
                 await running.server.start()
                 exits.push_async_callback(running.server.stop)
@@ -139,7 +148,9 @@ class Gateway:
             interactive: drain quickly on SIGINT, for a person who waits; default: whether a terminal is attached.
         """
         settings = settings or self.settings or Settings.load()
-        await serve_until_signal(NAME, self.running(settings), settings.server.drain, interactive=interactive)
+        await serve_until_signal(
+            NAME, self.running(settings, admin=True), settings.server.drain, interactive=interactive
+        )
 
     def launch(self, settings: Settings, worker: Worker | None, command: Sequence[str]) -> None:
         """Serve until a signal, as the settings say: in this process, or in workers of it.
@@ -155,10 +166,10 @@ class Gateway:
 
         def shared(worker: Worker) -> Coroutine[Any, Any, None]:
             placed = dataclasses.replace(settings, gateway=dataclasses.replace(web, host=worker.host, port=worker.port))
-            return worker.serve(self.running(placed, worker=worker), placed, web.workers)
+            return worker.serve(self.running(placed, worker=worker, admin=True), placed, web.workers)
 
-        where = (web.host, web.port or 0)
-        program.launch(NAME, web.workers, where, worker, command, lambda: self.serve(settings), shared)
+        where, logs = (web.host, web.port or 0), settings.telemetry.logs
+        program.launch(NAME, web.workers, where, worker, command, lambda: self.serve(settings), shared, logs=logs)
 
     def run(self, settings: Settings | None = None) -> None:
         """Serve until a signal, on an event loop of its own. A mistake in the setup ends the process with one line.
@@ -176,6 +187,7 @@ class Running:
         server: what listens.
         backends: the services, by name, in the order in which they were accepted.
         drain: how it will stop.
+        admin: `host:port` of the admin pages; empty without.
     """
 
     def __init__(
@@ -191,6 +203,7 @@ class Running:
         self.settings = settings
         self.backends: dict[str, Backend] = {}
         self.drain = settings.server.drain
+        self.admin = ""
         self._leaves = False
         self._registry = registry
         self._http = HttpSettings.of(web)
@@ -240,6 +253,10 @@ class Running:
     def stop_as(self, drain: Drain) -> None:
         """Drain like this, when the time comes."""
         self.drain = drain
+
+    def calls(self) -> list[Call]:
+        """Those in flight."""
+        return [one.call for one in self._live]
 
     def unready(self) -> str:
         """Why no calls should be sent here now; empty when they should."""

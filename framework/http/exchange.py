@@ -436,6 +436,11 @@ class Conduct:
         return result
 
     @property
+    def call(self) -> Call:
+        """The call."""
+        return self._call
+
+    @property
     def streams(self) -> bool:
         """The call is one that may last."""
         return self._call.method.client_streaming or self._call.method.server_streaming

@@ -18,11 +18,11 @@ from framework.cohosting import http_front
 from framework.config import Settings
 from framework.errors import mistakes
 from framework.http.exchange import Receive, Scope, Send
+from framework.logs import configure_logging
 from framework.server.asgi import GrpcApp
 from framework.server.presence import Patient
 from framework.server.server import Server
 from framework.service import Service
-from framework.workers.program import configure_logging
 
 log = logging.getLogger("framework")
 
@@ -104,8 +104,8 @@ class Embedded:
 
     @contextlib.asynccontextmanager
     async def _serving(self, order: Order) -> AsyncIterator[GrpcApp]:
-        configure_logging("%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s")
         service, settings = self._load(order)
+        configure_logging(settings.telemetry.logs, fields={"service": service.name, "pid": os.getpid()})
         async with contextlib.AsyncExitStack() as exits:
             pipeline = await exits.enter_async_context(service.prepared(settings))
             server = Server(pipeline, settings.server)

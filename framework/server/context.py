@@ -111,6 +111,7 @@ class ServerCall(Call):
         self.give_up = None
         self.fault = None
         self.criticality = None
+        self.began = 0.0
         self.identity = None
         self.trace = None
         self.wire = wire

@@ -89,7 +89,7 @@ def observer(begin: Begin | None, durations: Durations | None, line: Line | None
         return clock()
 
     def observe(call: Call) -> None:
-        began = start() if clock is None else clock()
+        call.began = began = start() if clock is None else clock()
         trace = None if begin is None else begin(call)
 
         def ended(outcome: Outcome) -> None:

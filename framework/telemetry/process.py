@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from framework.certificates import expiry
 from framework.loop import exact_clock
 from framework.telemetry.figures import Figures, Sample
-from framework.telemetry.names import CPU_TIME, LOOP_LAG, MEMORY, OPEN_FILES, UPTIME
+from framework.telemetry.names import CERTIFICATE_EXPIRY, CPU_TIME, LOOP_LAG, MEMORY, OPEN_FILES, UPTIME
 
 EVERY = 0.25
 """Seconds between two looks at how late the loop is."""
@@ -28,6 +29,8 @@ class Process:
         yield CPU_TIME, (("cpu.mode", "user"),), times.user
         yield CPU_TIME, (("cpu.mode", "system"),), times.system
         yield UPTIME, (), time.monotonic() - _began
+        for name, end in expiry().items():
+            yield CERTIFICATE_EXPIRY, (("file", name),), end
         if sys.platform == "linux":
             with contextlib.suppress(OSError, ValueError, IndexError):
                 with open("/proc/self/statm", "rb") as file:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from framework.call import Method
 from framework.errors import Code, ConfigError
+from framework.logs import CallLines
 from framework.observation import TelemetrySettings
 from framework.telemetry.figures import Figures, Labels
 from framework.telemetry.names import CLIENT_DURATION, SERVER_DURATION
@@ -215,9 +216,13 @@ def telemetry(settings: TelemetrySettings | None = None) -> Telemetry:
     return _of_process
 
 
-def telemetry_for(settings: TelemetrySettings) -> Telemetry:
-    """For a service that begins to run: what it was given, or its own."""
-    return active.get() or Telemetry(settings)
+def telemetry_for(settings: TelemetrySettings, *, passes_on: bool = False) -> Telemetry:
+    """For a service that begins to run: what it was given, or its own.
+
+    Args:
+        passes_on: the calls that it makes are those that it serves, as a gateway's are.
+    """
+    return active.get() or Telemetry(settings, lines=CallLines(settings.logs, passes_on=passes_on))
 
 
 def prometheus_text() -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
+import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
 from framework.errors import FrameworkError, mistakes
+from framework.logs import configure_logging
+from framework.observation import LogSettings
 from framework.workers.supervisor import Supervisor
 from framework.workers.worker import Worker
 
@@ -29,6 +31,8 @@ def launch(
     alone: Callable[[], Work],
     shared: Callable[[Worker], Work],
     http_port: int = 0,
+    *,
+    logs: LogSettings | None = None,
 ) -> None:
     """Serve until a signal.
 
@@ -41,21 +45,22 @@ def launch(
         alone: serves in this process, with no others.
         shared: serves as one of them.
         http_port: where they serve HTTP beside it; 0 for nowhere.
+        logs: what is logged, and how.
 
     Raises:
         FrameworkError: it cannot start; the message says why and what to do.
     """
+    service = {"service": name.removeprefix("the ")}
     if worker is not None:
-        configure_logging("%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s")
-        run_until_complete(shared(worker))
+        run_until_complete(shared(worker), logs, {**service, "pid": os.getpid()})
     elif workers == 1:
-        run_until_complete(alone())
+        run_until_complete(alone(), logs, service)
     elif len(command) == 1:
         raise FrameworkError(f"workers run the program of {name} again, and here is none; use `framework run`")
     else:
         interactive = sys.stderr.isatty()
         supervisor = Supervisor(name, where, workers, command, http_port=http_port, interactive=interactive)
-        run_until_complete(supervisor.run())
+        run_until_complete(supervisor.run(), logs, service)
 
 
 def run(launch: Callable[[Worker | None, Sequence[str]], None]) -> None:
@@ -74,9 +79,14 @@ def run(launch: Callable[[Worker | None, Sequence[str]], None]) -> None:
         sys.exit("\n".join(f"framework: {mistake}" for mistake in found))
 
 
-def run_until_complete(coroutine: Any) -> Any:
-    """Run a coroutine on a new event loop, uvloop's when it is installed."""
-    configure_logging()
+def run_until_complete(coroutine: Any, logs: LogSettings | None = None, fields: Mapping[str, Any] | None = None) -> Any:
+    """Run a coroutine on a new event loop, uvloop's when it is installed.
+
+    Args:
+        logs: what is logged, and how.
+        fields: what every line of the log says besides.
+    """
+    configure_logging(logs, fields=fields)
     gc.freeze()  # what is loaded by now stays, and need not be looked at again and again
     first, *others = gc.get_threshold()
     if first:
@@ -89,9 +99,3 @@ def run_until_complete(coroutine: Any) -> Any:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(coroutine)
-
-
-def configure_logging(form: str = "%(asctime)s %(levelname)-7s %(name)s: %(message)s") -> None:
-    """Readable lines on standard error, unless the application has set up logging itself."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format=form)

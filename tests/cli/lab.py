@@ -79,6 +79,14 @@ if __name__ == "__main__":
     service.run()
 '''
 
+PLAIN = {
+    "FRAMEWORK_ADMIN_PORT": "none",
+    "FRAMEWORK_TELEMETRY_LOGS_FORMAT": "text",
+    "FRAMEWORK_TELEMETRY_LOGS_SERVER": "none",
+    "FRAMEWORK_TELEMETRY_LOGS_CLIENT": "none",
+}
+"""Logs as people read them, without those lines that calls have."""
+
 SERVES = re.compile(r"serves on (\S+), (?:registered in (\S+) as (\S+)|not registered)\n")
 
 
@@ -93,9 +101,9 @@ def write(folder: Path, proto: str = PROTO) -> Path:
 
 
 def environment(**variables: Any) -> dict[str, str]:
-    """A user's shell, with these variables."""
+    """A user's shell, with these variables; logs are for people, and begin with that it serves."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FRAMEWORK_", "GRPC_"))}
-    return own | {name: str(value) for name, value in variables.items()}
+    return own | PLAIN | {name: str(value) for name, value in variables.items()}
 
 
 def start(
@@ -161,7 +169,7 @@ class Serving:
     def ended(self) -> tuple[int, list[str]]:
         """The exit code, and what it said that was not read yet, without dates."""
         _, said = self.process.communicate(timeout=20)
-        return self.process.returncode, [line.partition(" framework: ")[2] or line for line in said.splitlines()]
+        return self.process.returncode, [re.sub(r"^[0-9:.]+ \[\w+ *\] ", "", line) for line in said.splitlines()]
 
 
 @contextlib.contextmanager

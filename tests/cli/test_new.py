@@ -83,6 +83,7 @@ def test_service_runs_and_answers(project: Path, tmp_path: Path) -> None:
     ) as service:
         try:
             assert service.stderr is not None
+            assert "my_shop has its admin pages on http://127.0.0.1:" in service.stderr.readline()
             assert "my_shop serves on 127.0.0.1:" in service.stderr.readline()
             printed = make(project, "client", registry)
         finally:

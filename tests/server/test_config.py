@@ -165,7 +165,7 @@ def test_misspelt_settings(file: Path, content: str, expected: str) -> None:
 
 def test_setting_like_no_other(file: Path) -> None:
     """Where nothing is near, all are listed."""
-    known = "access, auth, client, gateway, registry, server, telemetry"
+    known = "access, admin, auth, client, gateway, registry, server, telemetry"
     assert message(file, "xyzzy = 1") == f"FILE xyzzy is not a setting. There are: {known}"
 
 

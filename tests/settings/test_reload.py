@@ -510,7 +510,7 @@ def test_framework_run_follows_its_file(tmp_path: Path) -> None:
     with serving(folder) as server:
         replace(file, 'registry = "sqlite:///registry.db"\n[client.catalog]\ntimeout = "1s"\n')
         line = server.line("client.catalog.timeout 10s -> 1s")
-        assert line.endswith(f"INFO    framework.settings: {file} has changed: client.catalog.timeout 10s -> 1s\n")
+        assert line.endswith(f"[info     ] {file} has changed: client.catalog.timeout 10s -> 1s\n")
         replace(file, "registry = 7\n")
         assert server.line("registry is 7; it must be text").endswith("; the settings stay as they were\n")
         assert server.end()[0] == 0

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from framework import Instance, Settings, connect
 from framework.discovery.targets import open_registry
+from tests.cli.lab import PLAIN
 from tests.invariants.echo import EchoClient, text
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ class Supervised:
         except TimeoutError:
             raise AssertionError("\n".join(("nothing more is said:", *self.said))) from None
         if line:
-            self.said.append(re.sub(r"^[-0-9 :,]+ [A-Z]+ +(\[\d+\] )?framework: ", "", line.decode().rstrip("\n")))
+            self.said.append(re.sub(r"^[0-9:.]+ \[\w+ *\] ", "", line.decode().rstrip("\n")))
         return line
 
     async def serves(self) -> None:
@@ -184,7 +185,7 @@ async def supervised(folder: Path, *arguments: str, command: Any = None, **varia
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, *(command or ("-m", "framework", "run", "app", "--workers", "2")), *arguments,
-        cwd=folder, env=own | {name: str(value) for name, value in given.items()}, start_new_session=True,
+        cwd=folder, env=own | PLAIN | {name: str(value) for name, value in given.items()}, start_new_session=True,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     running = Supervised(process, folder)

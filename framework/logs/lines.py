@@ -1,0 +1,209 @@
+"""One line for a call: whether it has one, at which level, and what stands in it.
+
+| code                                                                  | served    | made      |
+|-----------------------------------------------------------------------|-----------|-----------|
+| OK                                                                    | info      | debug     |
+| INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION,     | info      | debug     |
+| ABORTED, OUT_OF_RANGE, CANCELLED                                      |           |           |
+| DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED,    | warning   | warning   |
+| PERMISSION_DENIED, UNAUTHENTICATED                                    |           |           |
+| UNKNOWN, INTERNAL, DATA_LOSS                                          | error     | warning   |
+
+What a service of gRPC's own (health, reflection) answers with OK is `debug`. Most calls of a busy server go well and
+have no line, so whether one has is looked up in a list.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from framework.call import Call, Method, Outcome
+from framework.errors import Code, RpcError
+from framework.logs import redaction
+from framework.logs.output import NAMES, Output, trace_ids
+from framework.observation import LogSettings
+
+log = logging.getLogger("framework.calls")
+
+Side: TypeAlias = Literal["server", "client"]
+
+Line: TypeAlias = Callable[[Call, Outcome, float], None]
+"""Write the line of a call that has ended: how, and after how many seconds."""
+
+_NOTED = frozenset(
+    {Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE, Code.UNIMPLEMENTED}
+    | {Code.PERMISSION_DENIED, Code.UNAUTHENTICATED}
+)
+_BROKEN = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS})
+
+FORWARDED = "x-forwarded-for"
+"""Metadata with the address of who calls a gateway."""
+
+LONGEST = 500
+"""Characters of an error's text that a line has."""
+
+
+def level_of(code: Code, side: Side, service: str = "") -> int:
+    """The level of the line of a call that ended so."""
+    if code in _BROKEN:
+        return logging.ERROR if side == "server" else logging.WARNING
+    if code in _NOTED:
+        return logging.WARNING
+    if side == "client" or (code is Code.OK and service.startswith("grpc.")):
+        return logging.DEBUG
+    return logging.INFO
+
+
+class Allowance:
+    """Lets through a share of what comes, and no more than so many a second.
+
+    Attributes:
+        without: how many have not been let through since one was.
+    """
+
+    __slots__ = ("_left", "_per_second", "_random", "_second", "_share", "without")
+
+    def __init__(self, per_second: int, share: float, rng: random.Random) -> None:
+        self._per_second = self._left = per_second
+        self._share = share
+        self._random = rng.random
+        self._second = 0
+        self.without = 0
+
+    def take(self, now: float) -> bool:
+        """Whether this one is let through, at `now` seconds."""
+        if self._share < 1.0 and self._random() >= self._share:
+            self.without += 1
+            return False
+        if (second := int(now)) != self._second:
+            self._second = second
+            self._left = self._per_second
+        if self._left <= 0:
+            self.without += 1
+            return False
+        self._left -= 1
+        return True
+
+
+class CallLines:
+    """Writes the lines of the calls that one process serves and makes.
+
+    Args:
+        settings: which calls have one.
+        passes_on: the calls that are made are those that are served.
+        clock: seconds since the epoch.
+        rng: chooses among the calls that went well.
+    """
+
+    def __init__(
+        self,
+        settings: LogSettings,
+        *,
+        passes_on: bool = False,
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._passes_on = passes_on
+        self._clock = clock
+        rng = rng or random.Random()
+        self._successes = Allowance(settings.per_second, settings.successes, rng)
+        self._failures = Allowance(settings.per_second, 1.0, rng)
+
+    def __call__(self, side: Side, method: Method[Any, Any], service: str) -> Line | None:
+        """What writes the lines of a method; None when none of its calls can have one.
+
+        Args:
+            service: that is called; of calls made.
+        """
+        if self._passes_on:
+            side = "server"
+        which = self._settings.server if side == "server" else self._settings.client
+        if which == "none":
+            return None
+        event = "served" if side == "server" else "called"
+        passes_on = self._passes_on
+        levels = [level_of(code, side, method.service) for code in Code]
+        if which == "failures":
+            levels[Code.OK] = 0
+        enabled, successes, failures, clock = log.isEnabledFor, self._successes, self._failures, self._clock
+        ok = Code.OK
+
+        def line(call: Call, outcome: Outcome, seconds: float) -> None:
+            code = outcome.code
+            level = levels[code]
+            if not level or not enabled(level):
+                return
+            now = clock()
+            allowance = successes if code is ok else failures
+            if allowance.take(now):
+                fields = fields_of(call, outcome, seconds)
+                if service:
+                    fields["target"] = service
+                if passes_on:
+                    fields["endpoint"] = fields.pop("peer", "")
+                    if (caller := call.get(FORWARDED)) is not None:
+                        fields["peer"] = caller
+                if allowance.without:
+                    fields["without_line"] = allowance.without
+                    allowance.without = 0
+                _write(now, level, event, fields)
+
+        return line
+
+
+def fields_of(call: Call, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """What stands in the line of a call."""
+    fields: dict[str, Any] = {
+        "method": call.method.full_name,
+        "code": outcome.code.name,
+        "ms": round(seconds * 1000, 3),
+    }
+    if call.peer:
+        fields["peer"] = call.peer
+    if call.attempt > 1:
+        fields["attempts"] = call.attempt
+    if call.identity is not None:
+        fields["identity"] = str(call.identity)
+    if call.request_id:
+        fields["request_id"] = call.request_id
+    fields.update(trace_ids(call))
+    error = outcome.error
+    if error is not None:
+        text = error.message if isinstance(error, RpcError) else f"{type(error).__name__}: {error}"
+        fields["error"] = redaction.text(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+        if isinstance(error, RpcError) and error.endpoints:
+            fields["endpoints"] = list(error.endpoints)
+    return fields
+
+
+def _write(now: float, level: int, event: str, fields: dict[str, Any]) -> None:
+    output = _direct()
+    if output is None:
+        log.log(
+            level,
+            "%s %s %s in %s ms",
+            *(event, fields["method"], fields["code"], fields["ms"]),
+            extra={"fields": fields},
+        )
+        return
+    try:
+        output.write(now, {"level": NAMES[level], "logger": log.name, "event": event, **fields})
+    except Exception:  # as `logging` does: what cannot be written down must not fail a call
+        output.handleError(logging.makeLogRecord({"msg": event, "name": log.name}))
+
+
+def _direct() -> Output | None:
+    """What writes the lines of all loggers, when nobody else is to have ours: a record costs three times as much."""
+    if log.handlers or log.filters or not log.propagate or _framework.handlers or not _framework.propagate:
+        return None
+    (only, *others) = _root.handlers or (None,)
+    return only if isinstance(only, Output) and not others and not only.filters else None
+
+
+_root = logging.getLogger()
+_framework = logging.getLogger("framework")
