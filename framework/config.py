@@ -108,6 +108,7 @@ class ServerSettings(Table):
         workers: processes that serve; "auto" is one for each CPU that can be used.
         connection_age: seconds after which a client of one of several workers is told to connect anew, so that every
             worker gets its share, and one that leaves loses no call.
+        validate: refuse requests that break the rules of their proto.
         http: HTTP beside gRPC, on the same host; without a port there is none.
         tls: certificates; without any, plain text is served.
         plaintext: plain text may be served beyond this machine, over gRPC and HTTP.
@@ -126,6 +127,7 @@ class ServerSettings(Table):
     drain: Drain = table(Drain(), Drain)
     workers: int | Literal["auto"] = setting(1, workers)
     connection_age: float = setting(30.0, _age)
+    validate: bool = setting(True, boolean)
     http: WebSettings = table(WebSettings(), WebSettings)
     tls: ServerTls = table(ServerTls(), ServerTls, off=NO_TLS)
     plaintext: bool = setting(False, boolean)
