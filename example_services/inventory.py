@@ -67,7 +67,7 @@ def create(sql: sqlite3.Connection) -> None:
 
 
 def stock(sql: sqlite3.Connection, product_ids: Sequence[str]) -> list[Stock]:
-    select = f"SELECT product_id, available FROM stock WHERE product_id IN ({', '.join('?' * len(product_ids))})"
+    select = f"SELECT product_id, available FROM stock WHERE product_id IN ({', '.join('?' * len(product_ids))})"  # noqa: S608  # question marks
     found: dict[str, int] = dict(sql.execute(select, tuple(product_ids)))
     return [Stock(product_id=id, available=found.get(id, 0)) for id in product_ids]
 

@@ -90,6 +90,23 @@ class ServerMethodSettings(Table):
 
 
 @dataclass(frozen=True, slots=True)
+class ServerLimits(Table):
+    """`[server] limits`: what clients of gRPC may take up. `max_message` and `limiter` are beside it, HTTP has its own.
+
+    Attributes:
+        metadata: bytes of a call's metadata, 32 for each pair included.
+        streams: calls at a time on one connection; a client opens no more.
+        connections: open at the same time; more are turned away.
+        handshake: seconds in which a new connection has to speak HTTP/2.
+    """
+
+    metadata: int = setting(16 << 10, integer(1024, 2**24))
+    streams: int = setting(1000, integer(1, 2**31 - 1))
+    connections: int = setting(10_000, integer(1, 2**31 - 1))
+    handshake: float = setting(10.0, period)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings(Table):
     """`[server]`.
 
@@ -103,6 +120,7 @@ class ServerSettings(Table):
         max_connection_age: seconds after which a client is asked to connect again, so that it finds new instances and
             certificates; None ("none") is never.
         max_connection_age_grace: seconds that calls on such a connection may take.
+        limits: what clients may take up.
         limiter: how many calls it works on at a time.
         drain: how it stops.
         workers: processes that serve; "auto" is one for each CPU that can be used.
@@ -123,6 +141,7 @@ class ServerSettings(Table):
     keepalive: KeepaliveSettings = table(KeepaliveSettings(), KeepaliveSettings)
     max_connection_age: float | None = setting(None, optional(period))
     max_connection_age_grace: float = setting(30.0, duration)
+    limits: ServerLimits = table(ServerLimits(), ServerLimits)
     limiter: LimiterSettings = table(LimiterSettings(), LimiterSettings, off=NO_LIMITER)
     drain: Drain = table(Drain(), Drain)
     workers: int | Literal["auto"] = setting(1, workers)
