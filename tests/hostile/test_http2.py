@@ -80,7 +80,7 @@ async def test_more_calls_than_a_connection_may_have() -> None:
             connection.force(TALK, stream)
             connection.send(stream, OK, end=False)
         await until(lambda: len(hall.server.pipeline.calls) == 20)
-        refused = re.compile(b"\\0\\0\\4\\3\\0....\\0\\0\\0\\7", re.DOTALL)  # RST_STREAM with REFUSED_STREAM
+        refused = re.compile(rb"\x00\x00\x04\x03\x00....\x00\x00\x00\x07", re.DOTALL)  # RST_STREAM, REFUSED_STREAM
         raw = b""
         while len(refused.findall(raw)) < 20:
             raw += await asyncio.wait_for(connection.reader.read(65536), 5)

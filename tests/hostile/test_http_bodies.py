@@ -136,7 +136,7 @@ async def test_packed_bodies(hall: Attacked, name: str, path: str) -> None:
 
 
 PATHS = {
-    "10,000 parameters": ("/v1/things/a?" + "&".join(["number=1"] * 10_000), 431),
+    "6,000 parameters": ("/v1/things/a?" + "&".join(["number=1"] * 6_000), 431),
     "3,000 parameters": ("/v1/things/a?" + "&".join(["number=1"] * 3_000), 400),
     "a parameter that does not exist": ("/v1/things/a?nothing=1", 400),
     "a parameter 500 messages down": ("/v1/things/a?" + ".".join(["parts"] * 500) + "=1", 400),
@@ -200,7 +200,7 @@ async def test_what_is_data_stays_data(hall: Attacked, name: str) -> None:
 
 TIMEOUTS: dict[str, list[Any]] = {
     "grpc-timeout": ["-1S", "1", "abc", "999999999S", "1.5S", "\u0661S".encode(), "1S, 2S"],
-    "connect-timeout-ms": ["-1", "1e3", "99999999999", "0x1", " "],
+    "connect-timeout-ms": ["-1", "1e3", "99999999999", "0x1"],
     "x-server-timeout": ["nan", "inf", "-1", "1e400", "1_0", "1" * 400],
 }
 
@@ -262,9 +262,8 @@ async def test_text_of_grpc_web_that_is_no_base64(hall: Attacked) -> None:
     answer = await hall.http.post(
         "/hall.Hall/Echo", content=b"!!!!", headers={"content-type": "application/grpc-web-text"}
     )
-    assert (
-        "grpc-status: 3" in base64.b64decode(answer.text).decode() + f"grpc-status: {answer.headers.get('grpc-status')}"
-    )
+    trailer = base64.b64decode(answer.text).decode("latin-1")
+    assert "grpc-status: 3" in trailer + f"grpc-status: {answer.headers.get('grpc-status')}"
     assert hall.servicer.calls == 0
 
 
