@@ -36,12 +36,13 @@ test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for so
 	@$(BIN)/python -m pytest -n auto $(or $(T),tests)
 
 # All of them, so that one run tells everything.
-check: $(READY) ## lint, format, types, layers, generated code
+check: $(READY) ## lint, format, types, layers, generated code, known vulnerabilities
 	@failed=; \
 	for check in "ruff check" "ruff format --check" mypy lint-imports \
 	             "framework generate protos --out example_services --check"; do \
 	  echo "check: $$check"; $(BIN)/$$check || failed="$$failed, $$check"; \
 	done; \
+	echo "check: scripts/audit"; $(BIN)/python scripts/audit || failed="$$failed, scripts/audit"; \
 	test -z "$$failed" || { echo "check: failed: $${failed#, }" >&2; exit 1; }
 
 generate: $(READY) ## make the examples' stubs again

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure
+from google.rpc.error_details_pb2 import PreconditionFailure
 
-from framework import FailedPrecondition, InvalidArgument
+from framework import FailedPrecondition
 
 
 class KeyReused(Exception):
@@ -12,12 +12,6 @@ class KeyReused(Exception):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"{key!r} was used for another request; choose a new key")
-
-
-def invalid(field: str, problem: str) -> InvalidArgument:
-    """The request is wrong in one field: `invalid("amount", "must be more than nothing")`."""
-    violation = BadRequest.FieldViolation(field=field, description=problem)
-    return InvalidArgument(f"{field} {problem}", details=[BadRequest(field_violations=[violation])])
 
 
 def refused(kind: str, *subjects: str, because: str) -> FailedPrecondition:

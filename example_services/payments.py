@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from example_services.database import Database
-from example_services.errors import KeyReused, invalid, refused
+from example_services.errors import KeyReused, refused
 from example_services.shop.payments.v1.payments_pb2 import ChargeRequest, GetPaymentRequest, Payment, RefundRequest
 from example_services.shop.payments.v1.payments_rpc import PaymentsServicer
 from framework import AlreadyExists, Context, NotFound, Service
@@ -27,10 +27,6 @@ class Payments(PaymentsServicer):
         self.db = db
 
     async def Charge(self, request: ChargeRequest, context: Context) -> Payment:
-        if not request.idempotency_key:
-            raise invalid("idempotency_key", "is missing")
-        if request.amount.minor_units <= 0 or not request.amount.currency:
-            raise invalid("amount", "must be more than nothing, in some currency")
         payment = await self.db.write(charge, request)
         if payment.state == Payment.DECLINED:
             raise refused("CARD_DECLINED", payment.card, because="the bank declined it")

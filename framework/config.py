@@ -90,6 +90,23 @@ class ServerMethodSettings(Table):
 
 
 @dataclass(frozen=True, slots=True)
+class ServerLimits(Table):
+    """`[server] limits`: what clients of gRPC may take up. `max_message` and `limiter` are beside it, HTTP has its own.
+
+    Attributes:
+        metadata: bytes of a call's metadata, 32 for each pair included.
+        streams: calls at a time on one connection; a client opens no more.
+        connections: open at the same time; more are turned away.
+        handshake: seconds in which a new connection has to speak HTTP/2.
+    """
+
+    metadata: int = setting(16 << 10, integer(1024, 2**24))
+    streams: int = setting(1000, integer(1, 2**31 - 1))
+    connections: int = setting(10_000, integer(1, 2**31 - 1))
+    handshake: float = setting(10.0, period)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings(Table):
     """`[server]`.
 
@@ -103,11 +120,13 @@ class ServerSettings(Table):
         max_connection_age: seconds after which a client is asked to connect again, so that it finds new instances and
             certificates; None ("none") is never.
         max_connection_age_grace: seconds that calls on such a connection may take.
+        limits: what clients may take up.
         limiter: how many calls it works on at a time.
         drain: how it stops.
         workers: processes that serve; "auto" is one for each CPU that can be used.
         connection_age: seconds after which a client of one of several workers is told to connect anew, so that every
             worker gets its share, and one that leaves loses no call.
+        validate: refuse requests that break the rules of their proto.
         http: HTTP beside gRPC, on the same host; without a port there is none.
         tls: certificates; without any, plain text is served.
         plaintext: plain text may be served beyond this machine, over gRPC and HTTP.
@@ -122,10 +141,12 @@ class ServerSettings(Table):
     keepalive: KeepaliveSettings = table(KeepaliveSettings(), KeepaliveSettings)
     max_connection_age: float | None = setting(None, optional(period))
     max_connection_age_grace: float = setting(30.0, duration)
+    limits: ServerLimits = table(ServerLimits(), ServerLimits)
     limiter: LimiterSettings = table(LimiterSettings(), LimiterSettings, off=NO_LIMITER)
     drain: Drain = table(Drain(), Drain)
     workers: int | Literal["auto"] = setting(1, workers)
     connection_age: float = setting(30.0, _age)
+    validate: bool = setting(True, boolean)
     http: WebSettings = table(WebSettings(), WebSettings)
     tls: ServerTls = table(ServerTls(), ServerTls, off=NO_TLS)
     plaintext: bool = setting(False, boolean)

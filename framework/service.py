@@ -32,6 +32,7 @@ from framework.interceptors.identity import signer
 from framework.reload import watch
 from framework.security.authentication import Authenticator
 from framework.security.guard import Guard, guarded, warn_of_rules
+from framework.security.validation import validating
 from framework.server.dropin import DropInServer
 from framework.server.pipeline import ErrorMap, Pipeline
 from framework.server.server import Server
@@ -146,7 +147,9 @@ class Service:
         try:
             async with guarded(self.name, settings, self._authenticators) as self._guard:
                 own = () if self._guard is None else self._guard.interceptors
-                pipeline = self._pipeline = Pipeline((*own, *self._interceptors), self._errors, settings.server)
+                rules = (validating(),) if settings.server.validate else ()
+                around = (*own, *rules, *self._interceptors)
+                pipeline = self._pipeline = Pipeline(around, self._errors, settings.server)
                 try:
                     for servicer in self._servicers:
                         pipeline.add(servicer)

@@ -228,6 +228,7 @@ class GatewaySettings(WebSettings):
         descriptors: files with descriptor sets, by the name of the service that they describe; the others are asked.
         refresh: seconds between two looks at which services there are.
         linger: seconds that a service without an instance is answered for with UNAVAILABLE, before it is forgotten.
+        validate: refuse requests that break the rules of their proto, before a service is called.
     """
 
     host: str = setting("127.0.0.1", text)
@@ -237,6 +238,7 @@ class GatewaySettings(WebSettings):
     descriptors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     refresh: float = setting(1.0, period)
     linger: float = setting(60.0, duration)
+    validate: bool = setting(True, boolean)
 
     @classmethod
     def parse(cls, given: Any, where: str, base: Self | None = None) -> Self:

@@ -20,7 +20,8 @@ For PROTO_DIR/shop/catalog/v1/catalog.proto, PACKAGE_DIR/shop/catalog/v1/ gets
 Imports between them are relative, so PACKAGE_DIR can be anywhere. It becomes a Python package, unless it is an import
 root: a directory called src, or one that holds pyproject.toml. Names that Python cannot use get an underscore.
 
-google/protobuf, google/api, google/rpc and framework/options.proto are found without a copy in PROTO_DIR."""
+google/protobuf, google/api, google/rpc, buf/validate and framework/options.proto are found without a copy in
+PROTO_DIR."""
 
 EXAMPLES = """\
 examples:

@@ -44,7 +44,7 @@ class Compiled:
 
 
 def include_paths() -> list[Path]:
-    """Where proto files are found that nobody needs to copy: google/protobuf, google/api, google/rpc, framework."""
+    """Where proto files are found that nobody needs to copy: buf/validate, google/protobuf and the like, framework."""
     # Found and not imported: importing grpc_tools extends sys.path and sys.meta_path.
     tools = importlib.metadata.distribution("grpcio-tools").locate_file("grpc_tools/_proto")
     commons = importlib.metadata.distribution("googleapis-common-protos").locate_file("")

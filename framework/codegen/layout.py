@@ -10,6 +10,9 @@ from pathlib import PurePosixPath
 
 from framework.errors import FrameworkError
 
+OWN = {"buf/validate/validate.proto": "framework.validate_pb2"}
+"""Modules that are not where protoc has them in mind: their package may be somebody else's, or not there at all."""
+
 
 def legal(name: str) -> str:
     """A name of letters, digits and underscores that does not start with a digit: `v1-beta` is `v1_beta`."""
@@ -88,7 +91,7 @@ class Layout:
 
         A file outside the tree is one that an installed package provides, under the name that protoc gives it.
         """
-        return self._stems[proto] + suffix if proto in self._stems else protoc_module(proto)
+        return self._stems[proto] + suffix if proto in self._stems else OWN.get(proto) or protoc_module(proto)
 
     def path(self, proto: str, suffix: str) -> PurePosixPath:
         """The output file, relative to the output directory: suffix is `_pb2.py`, `_pb2.pyi` or `_rpc.py`."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST = ".framework-generate.json"
 LEFT_OVER = "left over"
-PROVIDED = ("google/", "framework/")
+PROVIDED = ("buf/validate/", "framework/", "google/")
 
 
 @dataclass(frozen=True)

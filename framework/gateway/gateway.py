@@ -40,6 +40,7 @@ from framework.interceptors.identity import signer
 from framework.reload import watch
 from framework.security.authentication import Authenticator
 from framework.security.guard import Guard, guarded
+from framework.security.validation import validating
 from framework.signals import serve_until_signal
 from framework.telemetry.telemetry import telemetry_for
 from framework.tls import refuse_plain_text
@@ -207,7 +208,8 @@ class Running:
         self._leaves = False
         self._registry = registry
         self._http = HttpSettings.of(web)
-        self._interceptors = gateway._interceptors
+        rules = (validating(required=False),) if web.validate else ()
+        self._interceptors = (*rules, *gateway._interceptors)
         # Services that are told who calls, signed, do not get what the caller has shown for it.
         told = security is not None and security.signer is not None
         admission = Admission(web, security, gateway._rates, hide=told)

@@ -23,6 +23,17 @@ except ImportError:
 PIECE = 1 << 16
 """Bytes that are unpacked at once."""
 
+SLICE = 1 << 12
+"""Bytes that a decompressor is given at once. It copies what it does not take, and a body may have a member every
+twenty bytes."""
+
+MEMBERS = 100
+"""Members or frames that a stream may have whatever is in them, and one more for each kilobyte that came out: each is
+unpacked by a decompressor of its own."""
+
+WIDEST = 23
+"""Of a window of zstd, as a power of two: 8 MB. Source: RFC 9659."""
+
 
 class TooLarge(Exception):
     """More comes out than is allowed."""
@@ -49,11 +60,19 @@ class _Unpacker:
         self._fresh = fresh
         self._one = fresh()
         self._begun = False
+        self._allowed = MEMBERS << 10
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        for at in range(0, len(data), SLICE):
+            yield from self._feed(data[at : at + SLICE])
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         while data or self._pending():
             if self._one.eof:
                 self._one = self._fresh()  # another member, or frame, follows
+                self._allowed -= 1 << 10
+                if self._allowed < 0:
+                    raise Corrupt("it has too many parts with too little in them")
             self._begun = True
             try:
                 piece = self._take(data)
@@ -62,6 +81,7 @@ class _Unpacker:
             except Exception as error:  # of the library's own class
                 raise Corrupt(str(error)) from None
             if piece:
+                self._allowed += len(piece)
                 yield piece
             data = self._left()
 
@@ -184,7 +204,8 @@ _PACKERS: dict[str, Callable[[], Any]] = {"gzip": _Gzip}
 if brotli is not None:
     _UNPACKERS["br"], _PACKERS["br"] = _Brotli, _BrotliPacker
 if zstd is not None:
-    _UNPACKERS["zstd"] = lambda: _Zstd(zstd.ZstdDecompressor)
+    _narrow = {zstd.DecompressionParameter.window_log_max: WIDEST}
+    _UNPACKERS["zstd"] = lambda: _Zstd(lambda: zstd.ZstdDecompressor(options=_narrow))
     _PACKERS["zstd"] = _ZstdPacker
 
 NAMES = tuple(name for name in ("zstd", "br", "gzip") if name in _PACKERS)

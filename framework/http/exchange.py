@@ -44,6 +44,11 @@ LINGER = 1.0
 """Seconds that the rest of a body is taken for, when the answer is there before it."""
 
 
+TURN = 16
+"""Messages of a stream after which others get a turn. Sending waits only for a client that is slow, not for one that is
+fast or has gone, and a handler that has all it sends would never let anybody notice."""
+
+
 class Gone(Exception):
     """The client has gone."""
 
@@ -170,6 +175,7 @@ class Exchange:
         "_head",
         "_packer",
         "_send",
+        "_written",
         "headers",
         "http",
         "inbox",
@@ -194,6 +200,7 @@ class Exchange:
         self._send = send
         self._head = self.http == "HEAD"
         self._packer: compression.Packer | None = None
+        self._written = 0
 
     # The request
 
@@ -352,6 +359,9 @@ class Exchange:
             part = self._packer.pack(part)
         if not self._head:
             await self._emit({"type": "http.response.body", "body": part, "more_body": True})
+        self._written += 1
+        if not self._written % TURN:
+            await asyncio.sleep(0)
 
     async def finish(self, part: bytes = b"") -> None:
         """Send the last part."""

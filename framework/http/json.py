@@ -5,7 +5,8 @@ faster than `google.protobuf.json_format`, which does it otherwise and is what i
 pinned, so nothing outside this file knows it.
 
 What is put right here: a float is printed as short as its 32 bits allow, not with the digits of a double; the largest
-float as everybody else prints it (3.4028235e+38) can be read; setting two fields of a oneof is a mistake.
+float as everybody else prints it (3.4028235e+38) can be read; setting two fields of a oneof is a mistake; text that is
+nested too deep is refused, where the native parser would overrun its stack.
 
 The mapping: https://protobuf.dev/programming-guides/json/
 """
@@ -33,6 +34,7 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.message import DecodeError, EncodeError
 from google.rpc import error_details_pb2
 
+from framework.http.depth import DEEPEST, too_deep
 from framework.http.floats import clamped, shortest
 from framework.http.oneofs import checker
 
@@ -186,6 +188,8 @@ class Json:
         shorten = self._floats.shortener(desc) if self._floats.reachable(descriptor) else None
 
         def parse(raw: bytes) -> Any:
+            if too_deep(raw):
+                raise JsonError(f"more than {DEEPEST} objects and lists are inside each other")
             try:
                 binary = from_json(raw, ignore_unknown_fields=ignore, registry=registry).to_binary()
             except (ValueError, TypeError, ArithmeticError, RecursionError) as error:

@@ -7,6 +7,7 @@ header would fill the memory.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -16,6 +17,8 @@ from framework.errors import Code
 from framework.http.exchange import PEER
 from framework.identity import Peer
 from framework.web import HttpLimits
+
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
 
 class Joined:
@@ -53,6 +56,8 @@ class LimitedProtocol(HttpToolsProtocol):
         state     what arrives                   becomes
         HEAD      a part of a head               HEAD; too much of it is answered with 431, too late with 408
         HEAD      the end of the head            served; the timer stops
+        HEAD      a head that others may read    closed, with 400, or 505 for what is no HTTP/1
+                  in another way
         served    the next head                  HEAD
         any       a connection too many          closed, with 503
 
@@ -117,9 +122,24 @@ class LimitedProtocol(HttpToolsProtocol):
             if head > self.limits.header:
                 self._refuse_large()
                 return
+        if mistake := self._mistake():
+            self._refuse(*mistake)
+            return
         super().on_headers_complete()
         if self.leaving and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def _mistake(self) -> tuple[int, bytes] | None:
+        """What the parser lets pass though a proxy before this may have taken it for something else."""
+        version: str = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return 505, b"this speaks HTTP/1.1"
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])) or (not hosts and version == "1.1"):
+            return 400, b"a request has one Host header, with a name"
+        if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self.headers):
+            return 400, b"a body of HTTP/1.0 has a length"
+        return None
 
     def shutdown(self) -> None:
         """Close when nothing is being answered or asked, and after the next answer at the latest."""
@@ -142,6 +162,8 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
+        if self._over:
+            return
         self._over = True
         self._stop_timer()
         super().handle_websocket_upgrade()
@@ -172,13 +194,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._over = True
         self._stop_timer()
         if self._idle:
-            code = Code.DEADLINE_EXCEEDED if status == 408 else Code.RESOURCE_EXHAUSTED
+            code = _CODES.get(status, Code.RESOURCE_EXHAUSTED)
             body = b'{"code":%d,"message":"%s"}' % (code, message)
             self.transport.write(
                 b"%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
                 % (STATUS_LINE[status], len(body), body)
             )
         self.transport.close()
+
+
+_CODES = {400: Code.INVALID_ARGUMENT, 408: Code.DEADLINE_EXCEEDED, 505: Code.INVALID_ARGUMENT}
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

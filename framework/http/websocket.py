@@ -24,7 +24,7 @@ from framework.errors import (
     RpcError,
 )
 from framework.http.binding import Preset
-from framework.http.exchange import IDENTITY, Conduct, Gone, Inbox, Receive, Scope, Send, peer_of
+from framework.http.exchange import IDENTITY, TURN, Conduct, Gone, Inbox, Receive, Scope, Send, peer_of
 from framework.http.headers import timeout_of
 from framework.http.json import JsonError
 from framework.http.rest import RestRoute
@@ -134,8 +134,12 @@ async def _run(route: RestRoute, call: Call, requests: SocketRequests, send: Sen
             await send({"type": "websocket.send", "text": write(reply).decode()})
             return
         async with reply:
+            sent = 0
             async for one in reply:
                 await send({"type": "websocket.send", "text": write(one).decode()})
+                sent += 1
+                if not sent % TURN:
+                    await asyncio.sleep(0)
     except JsonError as error:
         raise Internal(error.message) from None
 

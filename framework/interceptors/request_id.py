@@ -11,6 +11,9 @@ import secrets
 
 KEY = "x-request-id"
 
+LONGEST = 128
+"""Letters that an id may have. It stands in every line of every log of the chain; a longer one is not taken over."""
+
 
 _prefix = secrets.token_hex(6)
 _numbers = itertools.count(1)

@@ -16,7 +16,7 @@ from framework.interceptors.criticality import BY_NAME
 from framework.interceptors.criticality import KEY as CRITICALITY
 from framework.interceptors.identity import KEY as IDENTITY
 from framework.interceptors.request_id import KEY as REQUEST_ID
-from framework.interceptors.request_id import new_request_id
+from framework.interceptors.request_id import LONGEST, new_request_id
 from framework.metadata import pairs
 
 ATTEMPTS = ("x-previous-rpc-attempts", "grpc-previous-rpc-attempts")
@@ -179,7 +179,8 @@ def incoming_call(
         if key not in _READ:
             continue
         if key == REQUEST_ID:
-            call.request_id = call._request_id or str(value)
+            if len(value) <= LONGEST:
+                call.request_id = call._request_id or str(value)
         elif key == CRITICALITY:
             call.criticality = BY_NAME.get(value)  # type: ignore[arg-type]  # this key has text
         elif key == IDENTITY:

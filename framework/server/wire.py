@@ -253,18 +253,44 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             return grpc.stream_stream_rpc_method_handler(stream_stream)
 
 
+PAIR = 32
+"""Bytes that a pair of metadata counts beside its key and value. Source: RFC 9113, section 6.5.2."""
+
+
 class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, pipeline: Pipeline) -> None:
+    """Finds the handler of a call, once its metadata has been looked at.
+
+    grpc holds metadata to its limit only when the client has confirmed that it knows of it, which a hostile one never
+    does, and lets every byte through in values: line ends in a log or in a header that is passed on.
+    """
+
+    def __init__(self, pipeline: Pipeline, most: int) -> None:
         self._handlers = {bound.method.path: method_handler(pipeline, bound) for bound in pipeline.methods}
         self._arrived = pipeline.gate.arrived
         self._unknown = pipeline.unknown
+        self._most = most
 
     def service(self, details: Any) -> Any:
         self._arrived()
+        size = 0
+        for key, value in details.invocation_metadata:
+            size += len(key) + len(value) + PAIR
+            if value.__class__ is str and not (value.isascii() and value.isprintable()):
+                return _refused(grpc.StatusCode.INVALID_ARGUMENT, f"metadata {key} is not printable ASCII")
+        if size > self._most:
+            told = f"the metadata has {size} bytes, the server takes up to {self._most} (`limits.metadata`)"
+            return _refused(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
         handler = self._handlers.get(details.method)
         if handler is None:
             self._unknown()
         return handler
+
+
+def _refused(code: grpc.StatusCode, message: str) -> Any:
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(code, message, ((ORIGIN, "server"),))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)  # which takes calls of every arity, and reads nothing
 
 
 def unusable(host: str, port: int, option: str = "--port") -> ConfigError:
@@ -320,7 +346,7 @@ async def listen(
         ConfigError: the address cannot be had.
     """
     guard_loop()
-    host, port = settings.host, settings.port
+    host, port, limits = settings.host, settings.port, settings.limits
     ageing: list[tuple[str, int]] = []
     if settings.max_connection_age is not None:
         ageing.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
@@ -328,12 +354,18 @@ async def listen(
     elif shared_for is not None:
         ageing.append(("grpc.max_connection_age_ms", int(shared_for * 1000)))
     server = grpc.aio.server(
-        handlers=(_Handlers(pipeline),),
+        handlers=(_Handlers(pipeline, limits.metadata),),
         interceptors=tuple(interceptors),
         options=(
             ("grpc.so_reuseport", int(shared_for is not None)),
             ("grpc.max_receive_message_length", settings.max_message),
             ("grpc.max_send_message_length", -1),  # the pipeline looks at the size of replies
+            ("grpc.max_metadata_size", limits.metadata),  # from here on grpc refuses some, and none above the next
+            ("grpc.absolute_max_metadata_size", limits.metadata),
+            ("grpc.max_concurrent_streams", limits.streams),
+            ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.server_handshake_timeout_ms", int(limits.handshake * 1000)),
+            ("grpc.http2.settings_timeout", int(limits.handshake * 1000)),
             ("grpc.keepalive_time_ms", int(settings.keepalive.interval * 1000)),
             ("grpc.keepalive_timeout_ms", int(settings.keepalive.timeout * 1000)),
             ("grpc.http2.ping_timeout_ms", int(settings.keepalive.timeout * 1000)),  # a minute at least without it

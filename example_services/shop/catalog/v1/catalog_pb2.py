@@ -4,17 +4,24 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf.internal import builder as _builder
 
+from framework import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from framework import options_pb2 as framework_dot_options__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from ...common.v1 import money_pb2 as shop_dot_common_dot_v1_dot_money__pb2
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshop/catalog/v1/catalog.proto\x12\x0fshop.catalog.v1\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ashop/common/v1/money.proto\"[\n\x07Product\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12$\n\x05price\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\"\x1f\n\x11GetProductRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\x17\x42\x61tchGetProductsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"F\n\x18\x42\x61tchGetProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\"N\n\x13ListProductsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"[\n\x14ListProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fSetPriceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x05price\x18\x02 \x01(\x0b\x32\x15.shop.common.v1.Money2\x86\x04\n\x07\x43\x61talog\x12o\n\nGetProduct\x12\".shop.catalog.v1.GetProductRequest\x1a\x18.shop.catalog.v1.Product\"#\x90\x02\x01\x9a\x82\x19\x03\x1a\x01*\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/products/{id}\x12\x89\x01\n\x10\x42\x61tchGetProducts\x12(.shop.catalog.v1.BatchGetProductsRequest\x1a).shop.catalog.v1.BatchGetProductsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/products:batchGet\x12t\n\x0cListProducts\x12$.shop.catalog.v1.ListProductsRequest\x1a%.shop.catalog.v1.ListProductsResponse\"\x17\x90\x02\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/products\x12~\n\x08SetPrice\x12 .shop.catalog.v1.SetPriceRequest\x1a\x18.shop.catalog.v1.Product\"6\x90\x02\x02\x92\x82\x19\tR\x07\x1a\x05staff\x82\xd3\xe4\x93\x02 \x1a\x17/v1/products/{id}/price:\x05price\x1a\x08\x92\x82\x19\x04R\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshop/catalog/v1/catalog.proto\x12\x0fshop.catalog.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ashop/common/v1/money.proto\"[\n\x07Product\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12$\n\x05price\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\"\x1f\n\x11GetProductRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x17\x42\x61tchGetProductsRequest\x12\x15\n\x03ids\x18\x01 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\"F\n\x18\x42\x61tchGetProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\"Y\n\x13ListProductsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"[\n\x14ListProductsResponse\x12*\n\x08products\x18\x01 \x03(\x0b\x32\x18.shop.catalog.v1.Product\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb9\x01\n\x0fSetPriceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x99\x01\n\x05price\x18\x02 \x01(\x0b\x32\x15.shop.common.v1.MoneyBs\xbaHp\xba\x01j\n\x0eprice.positive\x12+must be more than nothing, in some currency\x1a+this.minor_units > 0 && this.currency != \'\'\xc8\x01\x01\x32\x86\x04\n\x07\x43\x61talog\x12o\n\nGetProduct\x12\".shop.catalog.v1.GetProductRequest\x1a\x18.shop.catalog.v1.Product\"#\x90\x02\x01\x9a\x82\x19\x03\x1a\x01*\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/products/{id}\x12\x89\x01\n\x10\x42\x61tchGetProducts\x12(.shop.catalog.v1.BatchGetProductsRequest\x1a).shop.catalog.v1.BatchGetProductsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/products:batchGet\x12t\n\x0cListProducts\x12$.shop.catalog.v1.ListProductsRequest\x1a%.shop.catalog.v1.ListProductsResponse\"\x17\x90\x02\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/products\x12~\n\x08SetPrice\x12 .shop.catalog.v1.SetPriceRequest\x1a\x18.shop.catalog.v1.Product\"6\x90\x02\x02\x92\x82\x19\tR\x07\x1a\x05staff\x82\xd3\xe4\x93\x02 \x1a\x17/v1/products/{id}/price:\x05price\x1a\x08\x92\x82\x19\x04R\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_BATCHGETPRODUCTSREQUEST'].fields_by_name['ids']._loaded_options = None
+  _globals['_BATCHGETPRODUCTSREQUEST'].fields_by_name['ids']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPRODUCTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_SETPRICEREQUEST'].fields_by_name['price']._loaded_options = None
+  _globals['_SETPRICEREQUEST'].fields_by_name['price']._serialized_options = b'\272Hp\272\001j\n\016price.positive\022+must be more than nothing, in some currency\032+this.minor_units > 0 && this.currency != \'\'\310\001\001'
   _globals['_CATALOG']._loaded_options = None
   _globals['_CATALOG']._serialized_options = b'\222\202\031\004R\002\010\001'
   _globals['_CATALOG'].methods_by_name['GetProduct']._loaded_options = None
@@ -25,22 +32,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATALOG'].methods_by_name['ListProducts']._serialized_options = b'\220\002\001\202\323\344\223\002\016\022\014/v1/products'
   _globals['_CATALOG'].methods_by_name['SetPrice']._loaded_options = None
   _globals['_CATALOG'].methods_by_name['SetPrice']._serialized_options = b'\220\002\002\222\202\031\tR\007\032\005staff\202\323\344\223\002 \032\027/v1/products/{id}/price:\005price'
-  _globals['_PRODUCT']._serialized_start=133
-  _globals['_PRODUCT']._serialized_end=224
-  _globals['_GETPRODUCTREQUEST']._serialized_start=226
-  _globals['_GETPRODUCTREQUEST']._serialized_end=257
-  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_start=259
-  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_end=297
-  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_start=299
-  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_end=369
-  _globals['_LISTPRODUCTSREQUEST']._serialized_start=371
-  _globals['_LISTPRODUCTSREQUEST']._serialized_end=449
-  _globals['_LISTPRODUCTSRESPONSE']._serialized_start=451
-  _globals['_LISTPRODUCTSRESPONSE']._serialized_end=542
-  _globals['_SETPRICEREQUEST']._serialized_start=544
-  _globals['_SETPRICEREQUEST']._serialized_end=611
-  _globals['_CATALOG']._serialized_start=614
-  _globals['_CATALOG']._serialized_end=1132
+  _globals['_PRODUCT']._serialized_start=162
+  _globals['_PRODUCT']._serialized_end=253
+  _globals['_GETPRODUCTREQUEST']._serialized_start=255
+  _globals['_GETPRODUCTREQUEST']._serialized_end=286
+  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_start=288
+  _globals['_BATCHGETPRODUCTSREQUEST']._serialized_end=336
+  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_start=338
+  _globals['_BATCHGETPRODUCTSRESPONSE']._serialized_end=408
+  _globals['_LISTPRODUCTSREQUEST']._serialized_start=410
+  _globals['_LISTPRODUCTSREQUEST']._serialized_end=499
+  _globals['_LISTPRODUCTSRESPONSE']._serialized_start=501
+  _globals['_LISTPRODUCTSRESPONSE']._serialized_end=592
+  _globals['_SETPRICEREQUEST']._serialized_start=595
+  _globals['_SETPRICEREQUEST']._serialized_end=780
+  _globals['_CATALOG']._serialized_start=783
+  _globals['_CATALOG']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)
 __comments__ = {
   'shop.catalog.v1.BatchGetProductsRequest.ids': 'At most 100.',

@@ -4,17 +4,30 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf.internal import builder as _builder
 
+from framework import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from framework import options_pb2 as framework_dot_options__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shop/inventory/v1/inventory.proto\x12\x11shop.inventory.v1\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x05Stock\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x05\"(\n\x11\x43heckStockRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\"=\n\x12\x43heckStockResponse\x12\'\n\x05stock\x18\x01 \x03(\x0b\x32\x18.shop.inventory.v1.Stock\",\n\x04Item\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\"P\n\x0eReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.shop.inventory.v1.Item\"(\n\x0eReleaseRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"\xdf\x01\n\x0bReservation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x02 \x01(\x0e\x32$.shop.inventory.v1.Reservation.State\x12&\n\x05items\x18\x03 \x03(\x0b\x32\x17.shop.inventory.v1.Item\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04HELD\x10\x01\x12\x0c\n\x08RELEASED\x10\x02\"(\n\x11WatchStockRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\".\n\x06Pallet\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\"7\n\x14ReceiveStockResponse\x12\x0f\n\x07pallets\x18\x01 \x01(\x05\x12\x0e\n\x06pieces\x18\x02 \x01(\x05\x32\xbb\x04\n\tInventory\x12o\n\nCheckStock\x12$.shop.inventory.v1.CheckStockRequest\x1a%.shop.inventory.v1.CheckStockResponse\"\x14\x90\x02\x01\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/stock\x12_\n\x07Reserve\x12!.shop.inventory.v1.ReserveRequest\x1a\x1e.shop.inventory.v1.Reservation\"\x11\x90\x02\x02\x92\x82\x19\nR\x08*\x06orders\x12_\n\x07Release\x12!.shop.inventory.v1.ReleaseRequest\x1a\x1e.shop.inventory.v1.Reservation\"\x11\x90\x02\x02\x92\x82\x19\nR\x08*\x06orders\x12p\n\nWatchStock\x12$.shop.inventory.v1.WatchStockRequest\x1a\x18.shop.inventory.v1.Stock\" \x90\x02\x01\x92\x82\x19\x02\x1a\x00\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/stock:watch0\x01\x12\x7f\n\x0cReceiveStock\x12\x19.shop.inventory.v1.Pallet\x1a\'.shop.inventory.v1.ReceiveStockResponse\")\x92\x82\x19\tR\x07\x1a\x05staff\x82\xd3\xe4\x93\x02\x16\"\x11/v1/stock:receive:\x01*(\x01\x1a\x08\x92\x82\x19\x04R\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shop/inventory/v1/inventory.proto\x12\x11shop.inventory.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x05Stock\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x05\"(\n\x11\x43heckStockRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\"=\n\x12\x43heckStockResponse\x12\'\n\x05stock\x18\x01 \x03(\x0b\x32\x18.shop.inventory.v1.Stock\"5\n\x04Item\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x19\n\x08quantity\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\"c\n\x0eReserveRequest\x12\x1f\n\x0ereservation_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x30\n\x05items\x18\x02 \x03(\x0b\x32\x17.shop.inventory.v1.ItemB\x08\xbaH\x05\x92\x01\x02\x08\x01\"(\n\x0eReleaseRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"\xdf\x01\n\x0bReservation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x02 \x01(\x0e\x32$.shop.inventory.v1.Reservation.State\x12&\n\x05items\x18\x03 \x03(\x0b\x32\x17.shop.inventory.v1.Item\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04HELD\x10\x01\x12\x0c\n\x08RELEASED\x10\x02\"2\n\x11WatchStockRequest\x12\x1d\n\x0bproduct_ids\x18\x01 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x08\x01\"@\n\x06Pallet\x12\x1b\n\nproduct_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x08quantity\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\"7\n\x14ReceiveStockResponse\x12\x0f\n\x07pallets\x18\x01 \x01(\x05\x12\x0e\n\x06pieces\x18\x02 \x01(\x05\x32\xbb\x04\n\tInventory\x12o\n\nCheckStock\x12$.shop.inventory.v1.CheckStockRequest\x1a%.shop.inventory.v1.CheckStockResponse\"\x14\x90\x02\x01\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/stock\x12_\n\x07Reserve\x12!.shop.inventory.v1.ReserveRequest\x1a\x1e.shop.inventory.v1.Reservation\"\x11\x90\x02\x02\x92\x82\x19\nR\x08*\x06orders\x12_\n\x07Release\x12!.shop.inventory.v1.ReleaseRequest\x1a\x1e.shop.inventory.v1.Reservation\"\x11\x90\x02\x02\x92\x82\x19\nR\x08*\x06orders\x12p\n\nWatchStock\x12$.shop.inventory.v1.WatchStockRequest\x1a\x18.shop.inventory.v1.Stock\" \x90\x02\x01\x92\x82\x19\x02\x1a\x00\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/stock:watch0\x01\x12\x7f\n\x0cReceiveStock\x12\x19.shop.inventory.v1.Pallet\x1a\'.shop.inventory.v1.ReceiveStockResponse\")\x92\x82\x19\tR\x07\x1a\x05staff\x82\xd3\xe4\x93\x02\x16\"\x11/v1/stock:receive:\x01*(\x01\x1a\x08\x92\x82\x19\x04R\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ITEM'].fields_by_name['quantity']._loaded_options = None
+  _globals['_ITEM'].fields_by_name['quantity']._serialized_options = b'\272H\004\032\002(\001'
+  _globals['_RESERVEREQUEST'].fields_by_name['reservation_id']._loaded_options = None
+  _globals['_RESERVEREQUEST'].fields_by_name['reservation_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_RESERVEREQUEST'].fields_by_name['items']._loaded_options = None
+  _globals['_RESERVEREQUEST'].fields_by_name['items']._serialized_options = b'\272H\005\222\001\002\010\001'
+  _globals['_WATCHSTOCKREQUEST'].fields_by_name['product_ids']._loaded_options = None
+  _globals['_WATCHSTOCKREQUEST'].fields_by_name['product_ids']._serialized_options = b'\272H\005\222\001\002\010\001'
+  _globals['_PALLET'].fields_by_name['product_id']._loaded_options = None
+  _globals['_PALLET'].fields_by_name['product_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_PALLET'].fields_by_name['quantity']._loaded_options = None
+  _globals['_PALLET'].fields_by_name['quantity']._serialized_options = b'\272H\004\032\002(\001'
   _globals['_INVENTORY']._loaded_options = None
   _globals['_INVENTORY']._serialized_options = b'\222\202\031\004R\002\010\001'
   _globals['_INVENTORY'].methods_by_name['CheckStock']._loaded_options = None
@@ -27,30 +40,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVENTORY'].methods_by_name['WatchStock']._serialized_options = b'\220\002\001\222\202\031\002\032\000\202\323\344\223\002\021\022\017/v1/stock:watch'
   _globals['_INVENTORY'].methods_by_name['ReceiveStock']._loaded_options = None
   _globals['_INVENTORY'].methods_by_name['ReceiveStock']._serialized_options = b'\222\202\031\tR\007\032\005staff\202\323\344\223\002\026\"\021/v1/stock:receive:\001*'
-  _globals['_STOCK']._serialized_start=144
-  _globals['_STOCK']._serialized_end=190
-  _globals['_CHECKSTOCKREQUEST']._serialized_start=192
-  _globals['_CHECKSTOCKREQUEST']._serialized_end=232
-  _globals['_CHECKSTOCKRESPONSE']._serialized_start=234
-  _globals['_CHECKSTOCKRESPONSE']._serialized_end=295
-  _globals['_ITEM']._serialized_start=297
-  _globals['_ITEM']._serialized_end=341
-  _globals['_RESERVEREQUEST']._serialized_start=343
-  _globals['_RESERVEREQUEST']._serialized_end=423
-  _globals['_RELEASEREQUEST']._serialized_start=425
-  _globals['_RELEASEREQUEST']._serialized_end=465
-  _globals['_RESERVATION']._serialized_start=468
-  _globals['_RESERVATION']._serialized_end=691
-  _globals['_RESERVATION_STATE']._serialized_start=637
-  _globals['_RESERVATION_STATE']._serialized_end=691
-  _globals['_WATCHSTOCKREQUEST']._serialized_start=693
-  _globals['_WATCHSTOCKREQUEST']._serialized_end=733
-  _globals['_PALLET']._serialized_start=735
-  _globals['_PALLET']._serialized_end=781
-  _globals['_RECEIVESTOCKRESPONSE']._serialized_start=783
-  _globals['_RECEIVESTOCKRESPONSE']._serialized_end=838
-  _globals['_INVENTORY']._serialized_start=841
-  _globals['_INVENTORY']._serialized_end=1412
+  _globals['_STOCK']._serialized_start=173
+  _globals['_STOCK']._serialized_end=219
+  _globals['_CHECKSTOCKREQUEST']._serialized_start=221
+  _globals['_CHECKSTOCKREQUEST']._serialized_end=261
+  _globals['_CHECKSTOCKRESPONSE']._serialized_start=263
+  _globals['_CHECKSTOCKRESPONSE']._serialized_end=324
+  _globals['_ITEM']._serialized_start=326
+  _globals['_ITEM']._serialized_end=379
+  _globals['_RESERVEREQUEST']._serialized_start=381
+  _globals['_RESERVEREQUEST']._serialized_end=480
+  _globals['_RELEASEREQUEST']._serialized_start=482
+  _globals['_RELEASEREQUEST']._serialized_end=522
+  _globals['_RESERVATION']._serialized_start=525
+  _globals['_RESERVATION']._serialized_end=748
+  _globals['_RESERVATION_STATE']._serialized_start=694
+  _globals['_RESERVATION_STATE']._serialized_end=748
+  _globals['_WATCHSTOCKREQUEST']._serialized_start=750
+  _globals['_WATCHSTOCKREQUEST']._serialized_end=800
+  _globals['_PALLET']._serialized_start=802
+  _globals['_PALLET']._serialized_end=866
+  _globals['_RECEIVESTOCKRESPONSE']._serialized_start=868
+  _globals['_RECEIVESTOCKRESPONSE']._serialized_end=923
+  _globals['_INVENTORY']._serialized_start=926
+  _globals['_INVENTORY']._serialized_end=1497
 # @@protoc_insertion_point(module_scope)
 __comments__ = {
   'shop.inventory.v1.CheckStockRequest.product_ids': 'A product that the warehouse has never had counts as none available.',

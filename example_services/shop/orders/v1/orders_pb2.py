@@ -4,13 +4,14 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf.internal import builder as _builder
 
+from framework import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from framework import options_pb2 as framework_dot_options__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import error_details_pb2 as google_dot_rpc_dot_error__details__pb2
 from ...common.v1 import money_pb2 as shop_dot_common_dot_v1_dot_money__pb2
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshop/orders/v1/orders.proto\x12\x0eshop.orders.v1\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/rpc/error_details.proto\x1a\x1ashop/common/v1/money.proto\"e\n\x04Line\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08quantity\x18\x03 \x01(\x05\x12)\n\nunit_price\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\"\xbb\x03\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.shop.orders.v1.Order.State\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12#\n\x05lines\x18\x04 \x03(\x0b\x32\x14.shop.orders.v1.Line\x12$\n\x05total\x18\x05 \x01(\x0b\x32\x15.shop.common.v1.Money\x12\x11\n\x04\x63\x61rd\x18\x06 \x01(\tB\x03\x80\x01\x01\x12\x12\n\npayment_id\x18\x07 \x01(\t\x12\x30\n\x07refusal\x18\x08 \x01(\x0b\x32\x1f.google.rpc.PreconditionFailure\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08RECEIVED\x10\x01\x12\x0c\n\x08RESERVED\x10\x02\x12\n\n\x06PLACED\x10\x03\x12\x0b\n\x07SHIPPED\x10\x04\x12\r\n\tREJECTING\x10\x05\x12\x0c\n\x08REJECTED\x10\x06\x12\x0e\n\nCANCELLING\x10\x07\x12\r\n\tCANCELLED\x10\x08\"\xad\x01\n\x11PlaceOrderRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.shop.orders.v1.OrderItem\x12\x11\n\x04\x63\x61rd\x18\x04 \x01(\tB\x03\x80\x01\x01\x12-\n\x0e\x65xpected_total\x18\x05 \x01(\x0b\x32\x15.shop.common.v1.Money\"1\n\tOrderItem\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\"\x1d\n\x0fGetOrderRequest\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x43\x61ncelOrderRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1f\n\x11WatchOrderRequest\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x0c\x42\x61sketChange\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\"n\n\x06\x42\x61sket\x12#\n\x05lines\x18\x01 \x03(\x0b\x32\x14.shop.orders.v1.Line\x12$\n\x05total\x18\x02 \x01(\x0b\x32\x15.shop.common.v1.Money\x12\x19\n\x11short_product_ids\x18\x03 \x03(\t2\xd4\x04\n\x06Orders\x12\x8b\x01\n\nPlaceOrder\x12!.shop.orders.v1.PlaceOrderRequest\x1a\x15.shop.orders.v1.Order\"C\x90\x02\x02\x92\x82\x19\x0f\n\x02\x08\x05@\x01R\x07\x1a\x05\x62uyer\x9a\x82\x19\x14\x08\xc9\x01\x12\x0f/v1/orders/{id}\x82\xd3\xe4\x93\x02\x0f\"\n/v1/orders:\x01*\x12^\n\x08GetOrder\x12\x1f.shop.orders.v1.GetOrderRequest\x1a\x15.shop.orders.v1.Order\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/orders/{id}\x12n\n\x0b\x43\x61ncelOrder\x12\".shop.orders.v1.CancelOrderRequest\x1a\x15.shop.orders.v1.Order\"$\x90\x02\x02\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/orders/{id}:cancel:\x01*\x12j\n\nWatchOrder\x12!.shop.orders.v1.WatchOrderRequest\x1a\x15.shop.orders.v1.Order\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/orders/{id}:watch0\x01\x12h\n\nFillBasket\x12\x1c.shop.orders.v1.BasketChange\x1a\x16.shop.orders.v1.Basket\" \x90\x02\x01\x92\x82\x19\x04R\x02\x08\x01\x82\xd3\xe4\x93\x02\x0f\"\n/v1/basket:\x01*(\x01\x30\x01\x1a\x16\x92\x82\x19\x12R\x07\x1a\x05\x62uyerR\x07\x1a\x05staffb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshop/orders/v1/orders.proto\x12\x0eshop.orders.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66ramework/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/rpc/error_details.proto\x1a\x1ashop/common/v1/money.proto\"e\n\x04Line\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08quantity\x18\x03 \x01(\x05\x12)\n\nunit_price\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\"\xbb\x03\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.shop.orders.v1.Order.State\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12#\n\x05lines\x18\x04 \x03(\x0b\x32\x14.shop.orders.v1.Line\x12$\n\x05total\x18\x05 \x01(\x0b\x32\x15.shop.common.v1.Money\x12\x11\n\x04\x63\x61rd\x18\x06 \x01(\tB\x03\x80\x01\x01\x12\x12\n\npayment_id\x18\x07 \x01(\t\x12\x30\n\x07refusal\x18\x08 \x01(\x0b\x32\x1f.google.rpc.PreconditionFailure\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08RECEIVED\x10\x01\x12\x0c\n\x08RESERVED\x10\x02\x12\n\n\x06PLACED\x10\x03\x12\x0b\n\x07SHIPPED\x10\x04\x12\r\n\tREJECTING\x10\x05\x12\x0c\n\x08REJECTED\x10\x06\x12\x0e\n\nCANCELLING\x10\x07\x12\r\n\tCANCELLED\x10\x08\"\x9c\x02\n\x11PlaceOrderRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x8a\x01\n\x05items\x18\x03 \x03(\x0b\x32\x19.shop.orders.v1.OrderItemB`\xbaH]\x92\x01\x04\x08\x01\x10\x64\xba\x01S\n\nitems.once\x12\x1bmust have each product once\x1a(this.map(item, item.product_id).unique()\x12\x11\n\x04\x63\x61rd\x18\x04 \x01(\tB\x03\x80\x01\x01\x12-\n\x0e\x65xpected_total\x18\x05 \x01(\x0b\x32\x15.shop.common.v1.Money\"<\n\tOrderItem\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x1b\n\x08quantity\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\"\x1d\n\x0fGetOrderRequest\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x43\x61ncelOrderRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1f\n\x11WatchOrderRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x0c\x42\x61sketChange\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x1b\n\x08quantity\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"n\n\x06\x42\x61sket\x12#\n\x05lines\x18\x01 \x03(\x0b\x32\x14.shop.orders.v1.Line\x12$\n\x05total\x18\x02 \x01(\x0b\x32\x15.shop.common.v1.Money\x12\x19\n\x11short_product_ids\x18\x03 \x03(\t2\xd4\x04\n\x06Orders\x12\x8b\x01\n\nPlaceOrder\x12!.shop.orders.v1.PlaceOrderRequest\x1a\x15.shop.orders.v1.Order\"C\x90\x02\x02\x92\x82\x19\x0f\n\x02\x08\x05@\x01R\x07\x1a\x05\x62uyer\x9a\x82\x19\x14\x08\xc9\x01\x12\x0f/v1/orders/{id}\x82\xd3\xe4\x93\x02\x0f\"\n/v1/orders:\x01*\x12^\n\x08GetOrder\x12\x1f.shop.orders.v1.GetOrderRequest\x1a\x15.shop.orders.v1.Order\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/orders/{id}\x12n\n\x0b\x43\x61ncelOrder\x12\".shop.orders.v1.CancelOrderRequest\x1a\x15.shop.orders.v1.Order\"$\x90\x02\x02\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/orders/{id}:cancel:\x01*\x12j\n\nWatchOrder\x12!.shop.orders.v1.WatchOrderRequest\x1a\x15.shop.orders.v1.Order\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/orders/{id}:watch0\x01\x12h\n\nFillBasket\x12\x1c.shop.orders.v1.BasketChange\x1a\x16.shop.orders.v1.Basket\" \x90\x02\x01\x92\x82\x19\x04R\x02\x08\x01\x82\xd3\xe4\x93\x02\x0f\"\n/v1/basket:\x01*(\x01\x30\x01\x1a\x16\x92\x82\x19\x12R\x07\x1a\x05\x62uyerR\x07\x1a\x05staffb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -19,8 +20,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORDER'].fields_by_name['card']._loaded_options = None
   _globals['_ORDER'].fields_by_name['card']._serialized_options = b'\200\001\001'
+  _globals['_PLACEORDERREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_PLACEORDERREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_PLACEORDERREQUEST'].fields_by_name['items']._loaded_options = None
+  _globals['_PLACEORDERREQUEST'].fields_by_name['items']._serialized_options = b'\272H]\222\001\004\010\001\020d\272\001S\n\nitems.once\022\033must have each product once\032(this.map(item, item.product_id).unique()'
   _globals['_PLACEORDERREQUEST'].fields_by_name['card']._loaded_options = None
   _globals['_PLACEORDERREQUEST'].fields_by_name['card']._serialized_options = b'\200\001\001'
+  _globals['_ORDERITEM'].fields_by_name['quantity']._loaded_options = None
+  _globals['_ORDERITEM'].fields_by_name['quantity']._serialized_options = b'\272H\006\032\004\030d(\001'
+  _globals['_BASKETCHANGE'].fields_by_name['quantity']._loaded_options = None
+  _globals['_BASKETCHANGE'].fields_by_name['quantity']._serialized_options = b'\272H\006\032\004\030d(\000'
   _globals['_ORDERS']._loaded_options = None
   _globals['_ORDERS']._serialized_options = b'\222\202\031\022R\007\032\005buyerR\007\032\005staff'
   _globals['_ORDERS'].methods_by_name['PlaceOrder']._loaded_options = None
@@ -33,34 +42,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORDERS'].methods_by_name['WatchOrder']._serialized_options = b'\220\002\001\202\323\344\223\002\027\022\025/v1/orders/{id}:watch'
   _globals['_ORDERS'].methods_by_name['FillBasket']._loaded_options = None
   _globals['_ORDERS'].methods_by_name['FillBasket']._serialized_options = b'\220\002\001\222\202\031\004R\002\010\001\202\323\344\223\002\017\"\n/v1/basket:\001*'
-  _globals['_LINE']._serialized_start=195
-  _globals['_LINE']._serialized_end=296
-  _globals['_ORDER']._serialized_start=299
-  _globals['_ORDER']._serialized_end=742
-  _globals['_ORDER_STATE']._serialized_start=599
-  _globals['_ORDER_STATE']._serialized_end=742
-  _globals['_PLACEORDERREQUEST']._serialized_start=745
-  _globals['_PLACEORDERREQUEST']._serialized_end=918
-  _globals['_ORDERITEM']._serialized_start=920
-  _globals['_ORDERITEM']._serialized_end=969
-  _globals['_GETORDERREQUEST']._serialized_start=971
-  _globals['_GETORDERREQUEST']._serialized_end=1000
-  _globals['_CANCELORDERREQUEST']._serialized_start=1002
-  _globals['_CANCELORDERREQUEST']._serialized_end=1034
-  _globals['_WATCHORDERREQUEST']._serialized_start=1036
-  _globals['_WATCHORDERREQUEST']._serialized_end=1067
-  _globals['_BASKETCHANGE']._serialized_start=1069
-  _globals['_BASKETCHANGE']._serialized_end=1121
-  _globals['_BASKET']._serialized_start=1123
-  _globals['_BASKET']._serialized_end=1233
-  _globals['_ORDERS']._serialized_start=1236
-  _globals['_ORDERS']._serialized_end=1832
+  _globals['_LINE']._serialized_start=224
+  _globals['_LINE']._serialized_end=325
+  _globals['_ORDER']._serialized_start=328
+  _globals['_ORDER']._serialized_end=771
+  _globals['_ORDER_STATE']._serialized_start=628
+  _globals['_ORDER_STATE']._serialized_end=771
+  _globals['_PLACEORDERREQUEST']._serialized_start=774
+  _globals['_PLACEORDERREQUEST']._serialized_end=1058
+  _globals['_ORDERITEM']._serialized_start=1060
+  _globals['_ORDERITEM']._serialized_end=1120
+  _globals['_GETORDERREQUEST']._serialized_start=1122
+  _globals['_GETORDERREQUEST']._serialized_end=1151
+  _globals['_CANCELORDERREQUEST']._serialized_start=1153
+  _globals['_CANCELORDERREQUEST']._serialized_end=1185
+  _globals['_WATCHORDERREQUEST']._serialized_start=1187
+  _globals['_WATCHORDERREQUEST']._serialized_end=1218
+  _globals['_BASKETCHANGE']._serialized_start=1220
+  _globals['_BASKETCHANGE']._serialized_end=1283
+  _globals['_BASKET']._serialized_start=1285
+  _globals['_BASKET']._serialized_end=1395
+  _globals['_ORDERS']._serialized_start=1398
+  _globals['_ORDERS']._serialized_end=1994
 # @@protoc_insertion_point(module_scope)
 __comments__ = {
   'shop.orders.v1.Basket': 'What is in the basket so far.',
   'shop.orders.v1.Basket.short_product_ids': 'The products in the basket of which the warehouse has too few now.',
   'shop.orders.v1.BasketChange': 'Puts a product into the basket, or takes it out.',
-  'shop.orders.v1.BasketChange.quantity': 'How many there are to be from now on; 0 takes it out.',
+  'shop.orders.v1.BasketChange.quantity': 'How many there are to be from now on, up to 100; 0 takes it out.',
   'shop.orders.v1.Line': 'Some of one product, at the price of the day.',
   'shop.orders.v1.Order': 'What a customer bought.',
   'shop.orders.v1.Order.State.CANCELLED': 'Called off; nothing is reserved or paid any more.',

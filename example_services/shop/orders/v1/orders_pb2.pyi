@@ -283,7 +283,7 @@ class BasketChange(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
     quantity: _builtins.int
-    """How many there are to be from now on; 0 takes it out."""
+    """How many there are to be from now on, up to 100; 0 takes it out."""
     def __init__(
         self,
         *,

@@ -4,19 +4,24 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf.internal import builder as _builder
 
+from framework import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from framework import options_pb2 as framework_dot_options__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ...common.v1 import money_pb2 as shop_dot_common_dot_v1_dot_money__pb2
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fshop/payments/v1/payments.proto\x12\x10shop.payments.v1\x1a\x17\x66ramework/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ashop/common/v1/money.proto\"b\n\rChargeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x11\n\x04\x63\x61rd\x18\x02 \x01(\tB\x03\x80\x01\x01\x12%\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x15.shop.common.v1.Money\"\x1b\n\rRefundRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1f\n\x11GetPaymentRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xf9\x01\n\x07Payment\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.shop.payments.v1.Payment.State\x12\x11\n\x04\x63\x61rd\x18\x03 \x01(\tB\x03\x80\x01\x01\x12%\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43HARGED\x10\x01\x12\x0c\n\x08REFUNDED\x10\x02\x12\x0c\n\x08\x44\x45\x43LINED\x10\x03\x32\x98\x02\n\x08Payments\x12^\n\x06\x43harge\x12\x1f.shop.payments.v1.ChargeRequest\x1a\x19.shop.payments.v1.Payment\"\x18\x90\x02\x02\x92\x82\x19\x11\"\x02\x08\x05*\t\t\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12I\n\x06Refund\x12\x1f.shop.payments.v1.RefundRequest\x1a\x19.shop.payments.v1.Payment\"\x03\x90\x02\x02\x12Q\n\nGetPayment\x12#.shop.payments.v1.GetPaymentRequest\x1a\x19.shop.payments.v1.Payment\"\x03\x90\x02\x01\x1a\x0e\x92\x82\x19\nR\x08*\x06ordersb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fshop/payments/v1/payments.proto\x12\x10shop.payments.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66ramework/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ashop/common/v1/money.proto\"\xe5\x01\n\rChargeRequest\x12#\n\x0fidempotency_key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x11\n\x04\x63\x61rd\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x9b\x01\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x15.shop.common.v1.MoneyBt\xbaHq\xba\x01k\n\x0f\x61mount.positive\x12+must be more than nothing, in some currency\x1a+this.minor_units > 0 && this.currency != \'\'\xc8\x01\x01\"\x1b\n\rRefundRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1f\n\x11GetPaymentRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xf9\x01\n\x07Payment\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.shop.payments.v1.Payment.State\x12\x11\n\x04\x63\x61rd\x18\x03 \x01(\tB\x03\x80\x01\x01\x12%\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x15.shop.common.v1.Money\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43HARGED\x10\x01\x12\x0c\n\x08REFUNDED\x10\x02\x12\x0c\n\x08\x44\x45\x43LINED\x10\x03\x32\x98\x02\n\x08Payments\x12^\n\x06\x43harge\x12\x1f.shop.payments.v1.ChargeRequest\x1a\x19.shop.payments.v1.Payment\"\x18\x90\x02\x02\x92\x82\x19\x11\"\x02\x08\x05*\t\t\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12I\n\x06Refund\x12\x1f.shop.payments.v1.RefundRequest\x1a\x19.shop.payments.v1.Payment\"\x03\x90\x02\x02\x12Q\n\nGetPayment\x12#.shop.payments.v1.GetPaymentRequest\x1a\x19.shop.payments.v1.Payment\"\x03\x90\x02\x01\x1a\x0e\x92\x82\x19\nR\x08*\x06ordersb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CHARGEREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_CHARGEREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_CHARGEREQUEST'].fields_by_name['card']._loaded_options = None
   _globals['_CHARGEREQUEST'].fields_by_name['card']._serialized_options = b'\200\001\001'
+  _globals['_CHARGEREQUEST'].fields_by_name['amount']._loaded_options = None
+  _globals['_CHARGEREQUEST'].fields_by_name['amount']._serialized_options = b'\272Hq\272\001k\n\017amount.positive\022+must be more than nothing, in some currency\032+this.minor_units > 0 && this.currency != \'\'\310\001\001'
   _globals['_PAYMENT'].fields_by_name['card']._loaded_options = None
   _globals['_PAYMENT'].fields_by_name['card']._serialized_options = b'\200\001\001'
   _globals['_PAYMENTS']._loaded_options = None
@@ -27,18 +32,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTS'].methods_by_name['Refund']._serialized_options = b'\220\002\002'
   _globals['_PAYMENTS'].methods_by_name['GetPayment']._loaded_options = None
   _globals['_PAYMENTS'].methods_by_name['GetPayment']._serialized_options = b'\220\002\001'
-  _globals['_CHARGEREQUEST']._serialized_start=139
-  _globals['_CHARGEREQUEST']._serialized_end=237
-  _globals['_REFUNDREQUEST']._serialized_start=239
-  _globals['_REFUNDREQUEST']._serialized_end=266
-  _globals['_GETPAYMENTREQUEST']._serialized_start=268
-  _globals['_GETPAYMENTREQUEST']._serialized_end=299
-  _globals['_PAYMENT']._serialized_start=302
-  _globals['_PAYMENT']._serialized_end=551
-  _globals['_PAYMENT_STATE']._serialized_start=480
-  _globals['_PAYMENT_STATE']._serialized_end=551
-  _globals['_PAYMENTS']._serialized_start=554
-  _globals['_PAYMENTS']._serialized_end=834
+  _globals['_CHARGEREQUEST']._serialized_start=169
+  _globals['_CHARGEREQUEST']._serialized_end=398
+  _globals['_REFUNDREQUEST']._serialized_start=400
+  _globals['_REFUNDREQUEST']._serialized_end=427
+  _globals['_GETPAYMENTREQUEST']._serialized_start=429
+  _globals['_GETPAYMENTREQUEST']._serialized_end=460
+  _globals['_PAYMENT']._serialized_start=463
+  _globals['_PAYMENT']._serialized_end=712
+  _globals['_PAYMENT_STATE']._serialized_start=641
+  _globals['_PAYMENT_STATE']._serialized_end=712
+  _globals['_PAYMENTS']._serialized_start=715
+  _globals['_PAYMENTS']._serialized_end=995
 # @@protoc_insertion_point(module_scope)
 __comments__ = {
   'shop.payments.v1.ChargeRequest.amount': 'More than nothing.',
