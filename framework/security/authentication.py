@@ -276,6 +276,7 @@ class Authentication:
     async def _identity(
         self, credentials: Credentials, told: str | None, audiences: tuple[str, ...], service: str
     ) -> Identity | None:
+        identity: Identity | None = None
         for one in self.own:
             if (identity := await one.authenticate(credentials)) is not None:
                 return identity
@@ -288,12 +289,13 @@ class Authentication:
             token = credentials.bearer
             if not token or self.jwt is None:
                 raise Refused("credentials of a kind that is not accepted here")
-            return await self.jwt.verify(token)
+            identity = await self.jwt.verify(token)
         if key := credentials.get(API_KEY):
             if self.keys is None:
                 raise Refused("API keys are not accepted here")
-            return self.keys.verify(key)
-        return None
+            found = self.keys.verify(key)
+            return found if identity is None else identity
+        return identity
 
     def refusal(self, reason: str, credentials: Credentials) -> RpcError:
         """What the caller is told; the log gets the reason."""

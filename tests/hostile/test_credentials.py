@@ -110,6 +110,8 @@ HOSTILE: dict[str, Callable[[], Shown]] = {
     "two tokens": lambda: bearer(token()) + bearer(token()),
     "a key that is none": lambda: (("x-api-key", "secret"),),
     "a key but its last letter": lambda: (("x-api-key", KEY[:-1] + ("0" if KEY[-1] != "0" else "1")),),
+    "a wrong key beside a good token": lambda: (*bearer(token()), ("x-api-key", "fwk_robot_" + "0" * 64)),
+    "a wrong token beside a good key": lambda: (*bearer("a.b.c"), ("x-api-key", KEY)),
     "a key of nobody": lambda: (("x-api-key", "fwk_nobody_" + "0" * 64),),
     "the name of a key": lambda: (("x-api-key", "fwk_robot_"),),
     "an identity in the clear": lambda: (("framework-identity", "root"),),
