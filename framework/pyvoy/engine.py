@@ -76,7 +76,9 @@ def launch(service: Service, settings: Settings, arguments: Sequence[str]) -> No
         refuse_plain_text("the server", server.host, "server")
     if service.grpc_interceptors:
         raise ConfigError(f"{service.name} has grpc_interceptors, which need grpc's own server, and not pyvoy")
-    run_until_complete(serve_until_signal(service.name, _running(service, settings, arguments), server.drain))
+    running = _running(service, settings, arguments)
+    fields = {"service": service.name}
+    run_until_complete(serve_until_signal(service.name, running, server.drain), settings.telemetry.logs, fields)
 
 
 @contextlib.asynccontextmanager

@@ -59,7 +59,7 @@ bulkhead.queue          1000                                        default
 breaker                 true                                        default
 criticality             SHEDDABLE                                   proto option
 
-28 more settings, of lab as a whole, are at their defaults: --all shows them
+35 more settings, of lab as a whole, are at their defaults: --all shows them
 """
 
 

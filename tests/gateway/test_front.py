@@ -189,5 +189,5 @@ def test_changes_of_the_file() -> None:
     old, new = Settings(), Settings(gateway=GatewaySettings(services=("a", "b"), cors=CorsSettings(max_age=5.0)))
     assert [(str(one), one.restart) for one in changes(old, new)] == [
         ("gateway.cors.max_age 10m -> 5s", True),
-        ("gateway.services () -> ('a', 'b')", True),
+        ("gateway.services none -> a, b", True),
     ]

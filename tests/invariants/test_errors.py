@@ -118,7 +118,7 @@ async def test_unexpected_exception(world: World, caplog: pytest.LogCaptureFixtu
     world.serve(raising(ValueError("the password is 1234")))
     with caplog.at_level(logging.ERROR, "framework"), pytest.raises(Internal) as caught:
         await world.call()
-    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    [record] = [r for r in caplog.records if r.levelno >= logging.ERROR and r.name == "framework.server"]
     error_id = record.getMessage().split()[-1]
     assert len(error_id) >= 8
     assert error_id in caught.value.message
