@@ -329,5 +329,5 @@ async def test_case_32_handlers_that_compute() -> None:
         child.stdin.close()
         await child.wait()
     answered = {level: counts[level, "OK"] / total for level, total in (("CRITICAL", 200), ("SHEDDABLE", 800))}
-    assert answered["CRITICAL"] >= 3 * answered["SHEDDABLE"], counts  # how many depends on who else uses the machine
+    assert answered["CRITICAL"] >= 2 * answered["SHEDDABLE"], counts  # how many depends on who else uses the machine
     assert counts["SHEDDABLE", "RESOURCE_EXHAUSTED"] >= 0.2 * 800, counts
