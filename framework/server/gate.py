@@ -25,6 +25,8 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 
+from framework.call import Metadata
+
 BUSY = 0.004
 """Seconds from the arrival of a call to its beginning."""
 
@@ -48,8 +50,9 @@ MOST = 64
 SMOOTHING = 0.1
 """Weight of the latest interval between two beginnings."""
 
-arrival: ContextVar[tuple[float, int] | None] = ContextVar("framework.arrival", default=None)
-"""When the call that this task is going to serve was handed over, and how many had begun before."""
+arrival: ContextVar[tuple[float, int, Metadata | None] | None] = ContextVar("framework.arrival", default=None)
+"""Of the call that this task is going to serve, when grpc has handed it over: when that was, how many calls had begun
+before, and its metadata if that is known by now."""
 
 
 class Gate:
@@ -102,17 +105,18 @@ class Gate:
         """Seconds that one more call would wait."""
         return len(self.line) * self._interval
 
-    def arrived(self) -> None:
+    def arrived(self, metadata: Metadata | None = None) -> None:
         """A call has been handed over."""
         self._arrivals += 1
-        arrival.set((self._clock(), self._begun))
+        arrival.set((self._clock(), self._begun, metadata))
 
-    def busy(self, now: float) -> bool:
-        """Whether a call that could begin now has to wait for its turn."""
-        arrived = arrival.get()
-        if arrived is None:
-            return False  # not from grpc
-        at, before = arrived
+    def busy(self, at: float, before: int, now: float) -> bool:
+        """Whether a call that could begin now has to wait for its turn.
+
+        Args:
+            at: when it arrived.
+            before: calls that had begun by then.
+        """
         meanwhile = self._begun - before
         self._begun += 1
         return bool(self.line) or now - at > BUSY + EACH * meanwhile

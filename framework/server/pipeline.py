@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import secrets
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
@@ -247,11 +248,14 @@ class Pipeline:
         try:
             call.task = task = cast("asyncio.Task[Any]", asyncio.current_task(self._loop))
             self.calls.add(call)
-            if latencies is not None and self.gate.busy(start):
-                await self.gate.turn()
-                start = clock()
-            if self._queue is not None and latencies is not None and (arrived := arrival.get()):
-                self._queue.record(start - arrived[0])
+            if latencies is not None and (arrived := arrival.get()) is not None:  # else it is not from grpc
+                at, before, _ = arrived
+                if self.gate.busy(at, before, start):
+                    await self.gate.turn()
+                    start = clock()
+                if (queue := self._queue) is not None:
+                    queue.counts[bisect_left(queue.bounds, start - at)] += 1
+                    queue.sum += start - at
             if call.deadline is not None:
                 left = call.deadline - self.time()
                 if left <= 0.0:  # it waited for so long that nobody waits for it
@@ -280,7 +284,8 @@ class Pipeline:
                 now = clock()
                 outcome = call.outcome
                 if outcome is OK or outcome is None or _ANSWERS[outcome.code]:
-                    latencies.record(now, now - start)
+                    if call.deadline is not None:  # else nobody has to hurry
+                        latencies.record(now, now - start)
                     limiter.end(now, now - start)
                 elif outcome.code is DEADLINE_EXCEEDED:
                     limiter.end(now, now - start, expired=True)

@@ -23,6 +23,7 @@ from framework.identity import Peer
 from framework.loop import guard_loop
 from framework.server import context as server_context
 from framework.server.context import ServerCall, incoming_call
+from framework.server.gate import arrival
 from framework.server.pipeline import Bound, Broken, Pipeline, internal, status_of
 
 server_context.END_OF_STREAM = grpc.aio.EOF
@@ -142,9 +143,11 @@ class Requests(Stream[Any]):
 
 def _open(pipeline: Pipeline, bound: Bound, context: Any) -> ServerCall:
     remaining = context.time_remaining()
+    arrived = arrival.get()
+    metadata = None if arrived is None else arrived[2]
     return incoming_call(
         bound.method,
-        context.invocation_metadata(),
+        context.invocation_metadata() if metadata is None else metadata,
         deadline=None if remaining is None else pipeline.time() + remaining,
         peer=context.peer,
         wire=GrpcWire(context),
@@ -262,18 +265,24 @@ class _Handlers(grpc.GenericRpcHandler):
 
     grpc holds metadata to its limit only when the client has confirmed that it knows of it, which a hostile one never
     does, and lets every byte through in values: line ends in a log or in a header that is passed on.
+
+    Args:
+        most: bytes that the metadata of a call may have.
+        alone: no interceptor of grpc's shows other metadata here than the call has.
     """
 
-    def __init__(self, pipeline: Pipeline, most: int) -> None:
+    def __init__(self, pipeline: Pipeline, most: int, *, alone: bool) -> None:
         self._handlers = {bound.method.path: method_handler(pipeline, bound) for bound in pipeline.methods}
         self._arrived = pipeline.gate.arrived
         self._unknown = pipeline.unknown
         self._most = most
+        self._alone = alone
 
     def service(self, details: Any) -> Any:
-        self._arrived()
+        metadata = details.invocation_metadata
+        self._arrived(metadata if self._alone else None)  # asked for once more, grpc would make it once more
         size = 0
-        for key, value in details.invocation_metadata:
+        for key, value in metadata:
             size += len(key) + len(value) + PAIR
             if value.__class__ is str and not (value.isascii() and value.isprintable()):
                 return _refused(grpc.StatusCode.INVALID_ARGUMENT, f"metadata {key} is not printable ASCII")
@@ -354,7 +363,7 @@ async def listen(
     elif shared_for is not None:
         ageing.append(("grpc.max_connection_age_ms", int(shared_for * 1000)))
     server = grpc.aio.server(
-        handlers=(_Handlers(pipeline, limits.metadata),),
+        handlers=(_Handlers(pipeline, limits.metadata, alone=not interceptors),),
         interceptors=tuple(interceptors),
         options=(
             ("grpc.so_reuseport", int(shared_for is not None)),

@@ -8,7 +8,7 @@ from contextvars import copy_context
 
 import pytest
 
-from framework.server.gate import MOST, QUIET, ROUND, TURN, Gate
+from framework.server.gate import MOST, QUIET, ROUND, TURN, Gate, arrival
 
 
 class Loop:
@@ -51,31 +51,26 @@ async def waiting(loop: Loop, begun: list[str], *names: str) -> list[asyncio.Tas
 
 def test_a_call_that_begins_soon_after_it_arrived_need_not_wait() -> None:
     """Four milliseconds are a quick loop, and a fifth if another call began meanwhile; more are a busy one."""
+    gate = Loop().gate
+    assert not gate.busy(100.0, 0, 100.0039)
+    assert gate.busy(100.0, 1, 100.0041)
+    assert not gate.busy(100.0, 1, 100.0049)
+    assert gate.busy(100.0, 2, 100.0051)
+
+
+def test_an_arrival_is_known_to_the_task_that_serves_it() -> None:
+    """And to no other: when it was, how many had begun, and the metadata."""
     loop = Loop()
-
-    first, second = copy_context(), copy_context()
-    first.run(loop.gate.arrived)
-    second.run(loop.gate.arrived)
-    assert not first.run(loop.gate.busy, 100.0039)
-    assert not second.run(loop.gate.busy, 100.0049)
-    first.run(loop.gate.arrived)
-    assert first.run(loop.gate.busy, 100.0041)
-    second.run(loop.gate.arrived)
-    first.run(loop.gate.busy, 100.0)
-    assert second.run(loop.gate.busy, 100.0051)
-
-
-def test_a_call_that_did_not_come_from_grpc_never_waits() -> None:
-    """On the network in memory nothing queues in front of the server."""
-    assert not copy_context().run(lambda: Loop().gate.busy(1e9))
+    mine, other = copy_context(), copy_context()
+    mine.run(loop.gate.arrived, (("a", "b"),))
+    assert (mine.run(arrival.get), other.run(arrival.get)) == ((100.0, 0, (("a", "b"),)), None)
 
 
 async def test_nobody_overtakes_those_that_wait() -> None:
     """While one waits, the next waits too, in order."""
     loop, begun = Loop(), list[str]()
     await waiting(loop, begun, "a", "b")
-    loop.gate.arrived()
-    assert loop.gate.busy(loop.now)
+    assert loop.gate.busy(loop.now, 0, loop.now)
     await loop.turns(begun, 2)
     assert begun == ["a", "b"]
 
