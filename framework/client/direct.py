@@ -8,21 +8,26 @@ needs no case that is rare.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
 from framework.call import Call, Metadata, Method, Reply
-from framework.client.http2 import Connection, opening
+from framework.client.heads import opening
+from framework.client.http2 import Connection
 from framework.errors import Code, Internal
 from framework.policy import KeepaliveSettings
 
 AGENT = f"grpc-python-framework/{version('framework-grpc')}"
 PAUSE = 1.0
-"""Seconds between two attempts to connect."""
+"""Seconds between two attempts to connect; each that is in vain doubles them."""
+
+LONGEST_PAUSE = 60.0
+
+log = logging.getLogger("framework.client")
 
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+)")
 
@@ -47,10 +52,11 @@ class Direct:
         self._address = address
         self._connect_timeout = connect_timeout
         self._max_message = max_message
-        self._keepalive = keepalive
+        self._interval, self._timeout = keepalive.interval, keepalive.timeout
         self.connection: Connection | None = None
-        self._opened: Connection | None = None
+        self._connections: set[Connection] = set()  # those that only finish their calls, too
         self._task: asyncio.Task[None] | None = None
+        self._pause = PAUSE
         self._again = 0.0
         self._closed = False
 
@@ -65,25 +71,41 @@ class Direct:
         busy = self._task is not None and not self._task.done()
         if self._closed or busy or self.connection is not None or loop.time() < self._again:
             return
-        self._again = loop.time() + PAUSE
+        self._again = loop.time() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
         # A context of its own, or the call that it is opened for would be kept alive by it.
         self._task = loop.create_task(self._open(loop), name=f"connect {self._address}", context=contextvars.Context())
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
-        keepalive = self._keepalive
-        with contextlib.suppress(OSError, TimeoutError):
+        connection: Connection | None = None
+        try:
             async with asyncio.timeout(self._connect_timeout):
-                _, self._opened = await loop.create_connection(
-                    lambda: Connection(self._max_message, keepalive.interval, keepalive.timeout, self._changed),
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._max_message, self._interval, self._timeout, self._changed),
                     self._host,
                     self._port,
                 )
-        self._changed()
+                if not connection.lost:
+                    self._connections.add(connection)
+                await connection.greeted
+        except (OSError, TimeoutError, ValueError, OverflowError):  # the last two: no host, or no port
+            if connection is not None:
+                connection.abort()
 
-    def _changed(self) -> None:
-        opened = self._opened
-        self.connection = opened if opened is not None and opened.open else None
-        self._closed = self._closed or (opened is not None and opened.broken)
+    def _changed(self, connection: Connection) -> None:
+        if connection.open:
+            self.connection = connection
+            self._pause = PAUSE
+            return
+        if self.connection is connection:
+            self.connection = None
+        if connection.broken and not self._closed:
+            self._closed = True  # the next connection would be no better
+            log.warning("calls to %s go through grpc from now on: %s", self._address, connection.broken)
+        if connection.lost:
+            self._connections.discard(connection)
+            if connection.calm:
+                self._interval *= 2  # as grpc does, gRFC A8
 
     async def aclose(self) -> None:
         """Close; calls in flight are cancelled."""
@@ -91,8 +113,8 @@ class Direct:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._opened is not None:
-            self._opened.close()
+        for connection in tuple(self._connections):
+            connection.close()
 
     def bind(
         self,
@@ -134,11 +156,13 @@ class Direct:
             if answer.code:
                 if not answer.sent:
                     return await otherwise(call, request)
+                if answer.head is not None:
+                    call.header = answer.head.metadata
                 raise failure(call, answer.code, answer.message, () if answer.tail is None else answer.tail.metadata)
             call.header = () if answer.head is None else answer.head.metadata
             call.trailer = answer.tail.metadata  # type: ignore[union-attr]  # it is OK, so it has one
             try:
-                return decode(answer.body())
+                return decode(answer.body)
             except Internal as error:
                 raise failure(call, Code.INTERNAL, error.message, ()) from None
 

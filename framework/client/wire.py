@@ -38,6 +38,7 @@ from framework.errors import (
     ResourceExhausted,
     RpcError,
     Unavailable,
+    Unimplemented,
     Unknown,
 )
 from framework.interceptors.request_id import KEY as REQUEST_ID
@@ -294,6 +295,8 @@ def _unary(
         except BaseException as error:
             raise _explain(call, rpc, error, None) from None
         call.received = partial(_received, rpc, None)
+        if raw is None:  # grpc.aio takes OK without a message for an answer
+            raise _local(call, Unimplemented, "the response has no message")
         try:
             return decode(raw)
         except Internal as error:
@@ -315,6 +318,8 @@ def _upload(
         finally:
             feed.stop()
         call.received = partial(_received, rpc, feed)
+        if raw is None:  # grpc.aio takes OK without a message for an answer
+            raise _local(call, Unimplemented, "the response has no message")
         try:
             return decode(raw)
         except Internal as error:
@@ -498,6 +503,7 @@ def _explain(
             f"no message for {watchdog.idle:g} s; `idle` in the settings says how long a stream may be silent",
         )
     if isinstance(error, grpc.aio.AioRpcError):
+        call.header = call.header or tuple(error.initial_metadata() or ())
         return _status(call, Code(error.code().value[0]), error.details() or "", tuple(error.trailing_metadata() or ()))
     rpc.cancel()
     return _given_up(call, error)

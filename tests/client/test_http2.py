@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,8 +16,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from framework.call import Metadata
-from framework.client import http2
-from framework.client.http2 import Answer, Connection, opening
+from framework.client import heads, http2
+from framework.client.answers import Answer
+from framework.client.heads import opening
+from framework.client.http2 import Connection
 from framework.errors import Code
 
 START = opening("/echo.v1.Echo/UnaryUnary", "127.0.0.1:1", "test/1")
@@ -71,8 +75,14 @@ class Peer(asyncio.Transport):
         self.got = b""
         self.closed = self.aborted = False
         self.changes: list[bool] = []
-        self.connection = Connection(max_message, interval, timeout, lambda: self.changes.append(self.connection.open))
+        self.connection = Connection(max_message, interval, timeout, self.changed)
         self.connection.connection_made(self)
+
+    def changed(self, connection: Connection) -> None:
+        self.changes.append(connection.open)
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.got)
 
     def write(self, data: Any) -> None:
         assert not self.closed
@@ -148,6 +158,7 @@ async def test_a_request_is_what_the_protocol_says() -> None:
         ("te", "trailers"),
         ("content-type", "application/grpc"),
         ("user-agent", "test/1"),
+        ("grpc-accept-encoding", "identity,gzip,deflate"),
         ("grpc-timeout", "1500000u"),
         ("x-a", "b"),
         ("x-bin", "AP8"),
@@ -193,7 +204,7 @@ async def test_an_answer_comes_with_its_metadata() -> None:
     peer.says(headers(1, *RESPONSE, ("x-a", "b"), ("x-bin", "AP8,AA==")))
     peer.says(message(1, b"re") + headers(1, *OK, ("t", "u"), end=True))
     await answer.arrived
-    assert (answer.code, answer.body()) == (Code.OK, b"re")
+    assert (answer.code, answer.body) == (Code.OK, b"re")
     assert answer.head is not None
     assert answer.tail is not None
     assert answer.head.metadata == (("x-a", "b"), ("x-bin", b"\x00\xff"), ("x-bin", b"\x00"))
@@ -228,7 +239,9 @@ WELL: dict[str, Callable[[], bytes]] = {
         + frame(http2.DATA, 0, 1, b"ply")
         + headers(1, *OK, end=True)
     ),
-    "among others": lambda: frame(99, 7, 3, b"new") + headers(5, *OK) + message(5) + reset(5, 8) + well(1),
+    "among others": lambda: (
+        frame(99, 7, 3, b"new") + frame(http2.PRIORITY, 0, 3, bytes(5)) + well(1) + message(1) + reset(1, 0)
+    ),
     "going": lambda: goaway(1) + well(1),
 }
 
@@ -243,7 +256,7 @@ async def test_a_response_may_come_in_any_form_that_http_allows(how: str, size: 
     for at in range(0, len(data), size):
         peer.says(data[at : at + size])
     await answer.arrived
-    assert (answer.code, answer.body(), peer.connection.broken) == (Code.OK, b"reply", False)
+    assert (answer.code, answer.body, peer.connection.broken) == (Code.OK, b"reply", "")
 
 
 WRONG: dict[str, tuple[Callable[[], bytes], Code, str, bool]] = {
@@ -266,15 +279,59 @@ WRONG: dict[str, tuple[Callable[[], bytes], Code, str, bool]] = {
     ),
     "no message": (
         lambda: headers(1, *RESPONSE) + headers(1, *OK, end=True),
-        *(Code.INTERNAL, "the response is not one message that is not compressed", True),
+        *(Code.UNIMPLEMENTED, "the response has no message", True),
+    ),
+    "no message in one block": (
+        lambda: headers(1, *RESPONSE, *OK, end=True),
+        *(Code.UNIMPLEMENTED, "the response has no message", True),
     ),
     "two messages": (
         lambda: headers(1, *RESPONSE) + message(1) + message(1) + headers(1, *OK, end=True),
-        *(Code.INTERNAL, "the response is not one message that is not compressed", True),
+        *(Code.UNIMPLEMENTED, "the response has more than one message", True),
     ),
-    "compressed": (
+    "half a message": (
+        lambda: headers(1, *RESPONSE) + frame(http2.DATA, 0, 1, b"\0\0\0\0\x05re") + headers(1, *OK, end=True),
+        *(Code.INTERNAL, "the message of the response is not complete", True),
+    ),
+    "half a prefix": (
+        lambda: headers(1, *RESPONSE) + frame(http2.DATA, 0, 1, b"\0\0") + headers(1, *OK, end=True),
+        *(Code.INTERNAL, "the message of the response is not complete", True),
+    ),
+    "packed, and nobody says how": (
         lambda: headers(1, *RESPONSE) + message(1, packed=1) + headers(1, *OK, end=True),
-        *(Code.INTERNAL, "the response is not one message that is not compressed", True),
+        *(Code.INTERNAL, "the message of the response is packed as b''", True),
+    ),
+    "packed in an unknown way": (
+        lambda: headers(1, *RESPONSE, ("grpc-encoding", "snappy")) + message(1, packed=1) + headers(1, *OK, end=True),
+        *(Code.INTERNAL, "the message of the response is packed as b'snappy'", True),
+    ),
+    "packed badly": (
+        lambda: headers(1, *RESPONSE, ("grpc-encoding", "gzip")) + message(1, packed=1) + headers(1, *OK, end=True),
+        *(Code.INTERNAL, "the message of the response cannot be unpacked", True),
+    ),
+    "no head": (
+        lambda: message(1) + headers(1, *RESPONSE, *OK, end=True),
+        *(Code.INTERNAL, "the response has no head", True),
+    ),
+    "no status of HTTP": (
+        lambda: headers(1, (":status", "abc"), ("content-type", "text/html"), end=True),
+        *(Code.UNKNOWN, "the response is no gRPC, but HTTP 0", True),
+    ),
+    "a status of very many digits": (
+        lambda: headers(1, *RESPONSE, ("grpc-status", "1" * 10_000), end=True),
+        *(Code.UNKNOWN, "", True),
+    ),
+    "a name that is none": (
+        lambda: headers(1, *RESPONSE, ("grpc-status", "5"), ("n\xe9", "x"), end=True),
+        *(Code.NOT_FOUND, "", True),
+    ),
+    "refused after an answer": (
+        lambda: headers(1, *RESPONSE) + reset(1, 7),
+        *(Code.UNAVAILABLE, "the peer did not take the call", True),
+    ),
+    "gone after an answer": (
+        lambda: headers(1, *RESPONSE) + goaway(0),
+        *(Code.UNAVAILABLE, "the peer goes away", True),
     ),
     "no trailers": (
         lambda: headers(1, *RESPONSE) + frame(http2.DATA, http2.END_STREAM, 1, b"\x00\x00\x00\x00\x00"),
@@ -306,9 +363,12 @@ async def test_a_lost_connection_fails_what_is_out() -> None:
     """Nobody knows what became of it, and no more is taken."""
     peer = await open_peer()
     answer = peer.called()
+    await peer.frames()
+    late = peer.called()
     peer.connection.connection_lost(None)
     assert (answer.code, answer.sent) == (Code.UNAVAILABLE, True)
-    assert (peer.changes, peer.call()) == ([True, False], None)
+    assert (late.code, late.sent) == (Code.UNAVAILABLE, False)  # nothing of it had left
+    assert (peer.changes, peer.call()) == ([True, False, False], None)
 
 
 async def test_a_reply_that_is_too_large_is_stopped_before_it_is_there() -> None:
@@ -356,7 +416,9 @@ async def test_nothing_is_taken_while_the_socket_is_full() -> None:
     assert peer.call() is not None
 
 
-@pytest.mark.parametrize("pair", [("x-a", "é"), ("x-a", "a\nb"), ("X-A", "b"), ("x a", "b"), ("x-a", b"b")])
+@pytest.mark.parametrize(
+    "pair", [("x-a", "é"), ("x-a", "a\nb"), ("X-A", "b"), ("x a", "b"), ("x-a", b"b"), ("te", "b")]
+)
 async def test_metadata_that_grpc_cannot_send_is_left_to_grpc(pair: Any) -> None:
     """It knows what to say."""
     peer = await open_peer()
@@ -408,6 +470,8 @@ async def test_a_peer_that_is_asked_answers() -> None:
 async def test_the_peer_may_go_on_sending() -> None:
     """What was received is confirmed, so that the window of the connection does not run out."""
     peer = await open_peer()
+    peer.connection.cancel(peer.called())
+    await peer.frames()
     for _ in range(http2.CONFIRMED // 16_000):
         peer.says(frame(http2.DATA, 0, 1, bytes(16_000)))
     assert await peer.frames() == []
@@ -454,6 +518,23 @@ NONSENSE = {
     "a head that needs a table": frame(http2.HEADERS, http2.END_HEADERS, 1, b"\xbe"),
     "a short window update": frame(http2.WINDOW_UPDATE, 0, 0, b"\x01"),
     "a ping that is none": frame(http2.PING, 0, 0, b"1234"),
+    "a head of no request": headers(3, *RESPONSE),
+    "a head of the connection": headers(0, *RESPONSE),
+    "a head of a push": headers(2, *RESPONSE),
+    "data of no request": message(3),
+    "a reset of no request": reset(3, 8),
+    "a head that uses a table": frame(http2.HEADERS, http2.END_HEADERS, 1, b"\x40\x01a\x01b\xbe"),
+    "a head that makes a table": frame(http2.HEADERS, http2.END_HEADERS, 1, b"\x3f\xe1\x1f"),
+    "a continuation of another": frame(http2.HEADERS, 0, 1) + frame(http2.CONTINUATION, 4, 3),
+    "continuations without end": frame(http2.HEADERS, 0, 1) + frame(http2.CONTINUATION, 0, 1) * 5000,
+    "a head without end": frame(http2.HEADERS, 0, 1) + frame(http2.CONTINUATION, 0, 1, bytes(16_000)) * 20,
+    "a window update of nothing": frame(http2.WINDOW_UPDATE, 0, 0, bytes(4)),
+    "a window that is too large": frame(http2.WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**31 - 1)),
+    "an initial window that is too large": settings(INITIAL_WINDOW=2**31),
+    "settings of a call": frame(http2.SETTINGS, 0, 1),
+    "half a setting": frame(http2.SETTINGS, 0, 0, b"\0\x04\0"),
+    "half a goaway": frame(http2.GOAWAY, 0, 0, b"\0\0\0\0"),
+    "HTTP/1.1": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a push": frame(http2.PUSH_PROMISE, http2.END_HEADERS, 1, bytes(4)),
 }
 
@@ -464,8 +545,12 @@ async def test_a_peer_that_does_not_speak_http_is_left(what: str) -> None:
     peer = await open_peer()
     answer = peer.called()
     peer.says(NONSENSE[what])
+    assert (peer.connection.open, peer.call()) == (False, None)
     await answer.arrived
-    assert (peer.aborted, peer.connection.broken, answer.code) == (True, True, Code.UNAVAILABLE)
+    assert (peer.aborted, peer.connection.broken != "", answer.code) == (True, True, Code.UNAVAILABLE)
+    assert (http2.GOAWAY, bytes(4) + struct.pack(">I", http2.PROTOCOL_ERROR)) in [
+        (kind, payload) for kind, _, _, payload in await peer.frames()
+    ]
 
 
 KINDS = st.integers(0, 10)
@@ -497,23 +582,148 @@ def test_nothing_that_a_peer_says_fails_inside(said: bytes) -> None:
     asyncio.run(hear())
 
 
+async def test_the_first_block_says_that_no_table_is_to_be_kept() -> None:
+    """A peer that allows none is told so, as RFC 7541 wants it; and it is told once."""
+    peer = await open_peer()
+    peer.says(settings(TABLE_SIZE=0))
+    await peer.frames()
+    peer.called()
+    peer.called()
+    first, _, second, _ = await peer.frames()
+    assert (first[3][:1], first[3][1:]) == (heads.NO_TABLE, second[3])
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_reply_may_be_packed(encoding: str) -> None:
+    """As servers do that were told to, whoever asks."""
+    peer = await open_peer()
+    answer = peer.called()
+    body = gzip.compress(b"reply") if encoding == "gzip" else zlib.compress(b"reply")
+    peer.says(headers(1, *RESPONSE, ("grpc-encoding", encoding)) + message(1, body, packed=1))
+    peer.says(headers(1, *OK, end=True))
+    assert (answer.code, answer.body) == (Code.OK, b"reply")
+
+
+async def test_a_packed_reply_is_not_unpacked_beyond_the_limit() -> None:
+    """A few bytes that say very much are stopped, and told as too large."""
+    peer = await open_peer(max_message=20_000)
+    answer = peer.called()
+    body = gzip.compress(bytes(50_000_000))[:19_000]
+    peer.says(headers(1, *RESPONSE, ("grpc-encoding", "gzip")))
+    for at in range(0, len(framed := struct.pack(">BI", 1, len(body)) + body), http2.FRAME):
+        peer.says(frame(http2.DATA, 0, 1, framed[at : at + http2.FRAME]))
+    peer.says(headers(1, *OK, end=True))
+    assert answer.message == "CLIENT: Received message larger than max (20001 vs. 20000)"
+    assert len(answer.body) <= 20_001
+
+
+async def test_a_head_that_says_too_much_ends_its_call_alone() -> None:
+    """The others go on, and so does the connection."""
+    peer = await open_peer()
+    answer, other = peer.called(), peer.called()
+    await peer.frames()
+    much = block(*RESPONSE, *((f"x-{number}", "y" * 1000) for number in range(70)))
+    peer.says(frame(http2.HEADERS, 0, 1, much[:16_000]))
+    for at in range(16_000, len(much), 16_000):
+        last = http2.END_HEADERS if at + 16_000 >= len(much) else 0
+        peer.says(frame(http2.CONTINUATION, last, 1, much[at : at + 16_000]))
+    assert (answer.code, await peer.kinds()) == (Code.RESOURCE_EXHAUSTED, [http2.RST_STREAM])
+    peer.says(well(3))
+    assert (other.code, peer.connection.broken) == (Code.OK, "")
+
+
+async def test_a_head_that_the_peer_does_not_take_is_left_to_grpc() -> None:
+    """It has said how much it takes."""
+    peer = await open_peer()
+    peer.says(settings(HEAD_SIZE=2000))
+    assert peer.call(b"", (("x-a", "b" * 1500),)) is None
+    assert peer.call(b"", (("x-a", "b" * 1000),)) is not None
+
+
+async def test_a_call_whose_deadline_has_passed_is_left_to_grpc() -> None:
+    """It is not sent, and so not executed."""
+    peer = await open_peer()
+    assert (peer.call(timeout=0.0), peer.call(timeout=-1.0), await peer.kinds()) == (None, None, [])
+
+
+async def test_nothing_is_kept_of_frames_without_content() -> None:
+    """Any number of them costs no memory."""
+    peer = await open_peer()
+    answer = peer.called()
+    peer.says(headers(1, *RESPONSE) + frame(http2.DATA, 0, 1) * 1000)
+    assert (answer.parts, answer.size) == ([], 0)
+
+
+async def test_a_peer_that_asks_and_does_not_read_is_left() -> None:
+    """Answers to pings are not kept without end."""
+    peer = await open_peer()
+    peer.connection.pause_writing()
+    pings = frame(http2.PING, 0, 0, bytes(8)) * 1000
+    for _ in range(http2.UNREAD // len(pings) + 2):
+        if peer.aborted:
+            break
+        peer.says(pings)
+        await asyncio.sleep(0)
+    assert (peer.aborted, peer.connection.broken) == (True, "it reads no answers")
+
+
+async def test_a_peer_that_sends_no_more_gets_no_more_calls() -> None:
+    """Between its end and that of the connection there is a moment in which calls would be lost."""
+    peer = await open_peer()
+    answer = peer.called()
+    peer.connection.eof_received()
+    assert (peer.call(), answer.arrived.done()) == (None, False)
+
+
+async def test_a_peer_that_is_asked_too_often_says_so() -> None:
+    """The next connection will ask less often; nothing is broken."""
+    peer = await open_peer()
+    peer.says(goaway(0, http2.ENHANCE_YOUR_CALM))
+    assert (peer.connection.calm, peer.connection.broken) == (True, "")
+
+
+async def test_a_peer_that_goes_twice_says_at_last_what_it_has_taken() -> None:
+    """The first time it may still take everything, and the second time not."""
+    peer = await open_peer()
+    answer, late = peer.called(), peer.called()
+    peer.says(goaway(2**31 - 1))
+    assert not late.arrived.done()
+    peer.says(goaway(2**31 | 1))  # the first bit means nothing
+    assert (late.code, late.sent, answer.arrived.done()) == (Code.UNAVAILABLE, False, False)
+    peer.says(well(1))
+    assert (answer.code, peer.closed) == (Code.OK, True)
+
+
+def test_a_call_that_is_dropped_after_its_loop_does_no_harm() -> None:
+    """Its coroutine may be collected long after."""
+    peers: list[tuple[Peer, Answer]] = []
+
+    async def begin() -> None:
+        peer = await open_peer()
+        peers.append((peer, peer.called()))
+
+    asyncio.run(begin())
+    ((peer, answer),) = peers
+    peer.connection.cancel(answer)
+
+
 def test_header_blocks_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same block is read once; very many different ones do not fill the memory."""
     read: list[bytes] = []
-    monkeypatch.setattr(http2, "_heads", {})
-    monkeypatch.setattr(http2, "REMEMBERED", 3)
+    monkeypatch.setattr(heads, "_heads", {})
+    monkeypatch.setattr(heads, "REMEMBERED", 3)
 
     def reading(block: bytes) -> str:
         read.append(block)
         return "read"
 
-    monkeypatch.setattr(http2, "_read", reading)
+    monkeypatch.setattr(heads, "_read", reading)
 
     def see(blocks: Iterable[bytes]) -> int:
         for one in blocks:
-            http2.head_of(one)
-        return len(http2._heads)
+            heads.head_of(one)
+        return len(heads._heads)
 
     assert (see([b"a", b"a", b"a"]), see([b"b", b"c"]), see([b"d"])) == (1, 3, 1)
     assert read == [b"a", b"b", b"c", b"d"]
-    assert see([bytes(http2.LONGEST_REMEMBERED + 1)]) == 1
+    assert see([bytes(heads.LONGEST_REMEMBERED + 1)]) == 1

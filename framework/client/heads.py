@@ -1,0 +1,204 @@
+"""Header blocks of calls, written and read without a table: the same block means the same each time, and is read once.
+
+A peer is told to keep no table for what it sends (`SETTINGS_HEADER_TABLE_SIZE` 0), and none is kept for what is sent to
+it, which the first block says (`NO_TABLE`).
+
+Sources: RFC 7541; https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import hpack
+
+from framework.call import Metadata
+from framework.errors import Code
+
+LARGEST_HEAD = 65_536
+"""Bytes of a header list, as RFC 9113 counts them."""
+
+REMEMBERED = 1000
+"""Header blocks, and names of metadata, that are remembered."""
+
+LONGEST_REMEMBERED = 512
+"""Bytes of a header block that is remembered."""
+
+NO_TABLE = b"\x20"
+"""What the first block begins with: nothing in it, and in those after it, is to be kept."""
+
+ENCODINGS = (b"gzip", b"deflate")
+"""How replies may be packed, besides not at all."""
+
+_KEY = re.compile(r"[0-9a-z_.-]+")
+_TIMEOUT = b"\x00\x0cgrpc-timeout"
+_OWN = frozenset(
+    (b"grpc-status", b"grpc-message", b"grpc-encoding", b"grpc-accept-encoding", b"content-type", b"te", b"user-agent")
+)
+_RESERVED = frozenset(
+    ("te", "content-type", "host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")
+) | frozenset(("grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "grpc-message", "grpc-status"))
+_CODES = {str(code.value).encode(): code for code in Code}
+
+
+class TooLarge(Exception):
+    """A header list that is larger than `LARGEST_HEAD`."""
+
+
+class Head(NamedTuple):
+    """What a header block says.
+
+    Attributes:
+        http: the HTTP status; 0 in trailers.
+        grpc: it is of a response of gRPC.
+        encoding: how messages are packed that are.
+        code: the status of the call, None where there is none.
+        message: that comes with it.
+        metadata: all else.
+    """
+
+    http: int
+    grpc: bool
+    encoding: bytes
+    code: Code | None
+    message: str
+    metadata: Metadata
+
+
+_heads: dict[bytes, Head] = {}
+
+
+def head_of(block: bytes) -> Head:
+    """Read a header block, or remember what it said.
+
+    Raises:
+        TooLarge: it says too much.
+        hpack.HPACKError, IndexError: it is none.
+    """
+    found = _heads.get(block)
+    if found is None:
+        found = _read(block)
+        if len(block) <= LONGEST_REMEMBERED:
+            if len(_heads) >= REMEMBERED:
+                _heads.clear()
+            _heads[block] = found
+    return found
+
+
+def _read(block: bytes) -> Head:
+    http, grpc, encoding, code, message = 0, False, b"", None, ""
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in _decoded(block):
+        if name == b":status":
+            http = int(value) if len(value) == 3 and value.isdigit() else 0
+        elif name == b"content-type":
+            grpc = value.startswith(b"application/grpc")
+        elif name == b"grpc-encoding":
+            encoding = value
+        elif name == b"grpc-status":
+            code = _CODES.get(value, Code.UNKNOWN)
+        elif name == b"grpc-message":
+            message = unquote_to_bytes(value).decode("utf-8", "replace")
+        elif name.endswith(b"-bin"):
+            key = name.decode("ascii", "replace")
+            metadata += ((key, _unpacked(part)) for part in value.split(b","))
+        elif name not in _OWN and not name.startswith(b":"):
+            metadata.append((name.decode("ascii", "replace"), value.decode("utf-8", "replace")))
+    return Head(http, grpc, encoding, code, message, tuple(metadata))
+
+
+def _decoded(block: bytes) -> list[tuple[bytes, bytes]]:
+    if len(block) > LARGEST_HEAD:
+        raise TooLarge
+    decoder = hpack.Decoder(LARGEST_HEAD)
+    decoder.header_table_size = decoder.max_allowed_table_size = 0
+    try:
+        return list(decoder.decode(block, raw=True))
+    except hpack.OversizedHeaderListError:
+        raise TooLarge from None
+
+
+def _unpacked(value: bytes) -> bytes:
+    try:
+        return base64.b64decode(value.strip() + b"=" * (-len(value.strip()) % 4))
+    except binascii.Error:
+        return b""
+
+
+def opening(path: str, authority: str, agent: str) -> bytes:
+    """The part of a header block that all calls of a method have in common."""
+    block = b"\x83\x86\x04" + _text(path.encode()) + b"\x01" + _text(authority.encode())  # POST, http
+    for name, value in (
+        *((b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"user-agent", agent.encode())),
+        (b"grpc-accept-encoding", b",".join((b"identity", *ENCODINGS))),
+    ):
+        block += b"\x00" + _text(name) + _text(value)
+    return block
+
+
+def size_of(block: bytes, metadata: Metadata) -> int:
+    """Bytes of the header list that was written, at most, as RFC 9113 counts them."""
+    return len(block) + 40 + 32 * (9 + len(metadata))  # names of the static table, and each field 32 more
+
+
+def limit(seconds: float) -> bytes:
+    """How long the peer may take, as a part of a header block."""
+    count, unit = math.ceil(seconds * 1e6), b"u"
+    for larger in (b"m", b"S"):
+        if count >= 100_000_000:
+            count, unit = -(-count // 1000), larger
+    text = b"%d%s" % (min(max(count, 1), 99_999_999), unit)
+    return b"%s%c%s" % (_TIMEOUT, len(text), text)
+
+
+_names: dict[str, bytes] = {}
+
+
+def written(metadata: Metadata) -> bytes | None:
+    """Metadata as a part of a header block; None for what gRPC cannot send."""
+    parts = []
+    for key, value in metadata:
+        name = _names.get(key)
+        if name is None:
+            if key == "user-agent":  # there is one
+                continue
+            if not _KEY.fullmatch(key) or key in _RESERVED:
+                return None
+            name = b"\x00" + _text(key.encode())
+            if len(_names) >= REMEMBERED:
+                _names.clear()
+            _names[key] = name
+        if key.endswith("-bin") is not isinstance(value, bytes):
+            return None
+        if isinstance(value, bytes):
+            raw = base64.b64encode(value).rstrip(b"=")
+        elif value.isascii() and value.isprintable():
+            raw = value.encode()
+        else:
+            return None
+        parts.append(name)
+        parts.append(bytes((len(raw),)) if len(raw) < 127 else _number(len(raw)))
+        parts.append(raw)
+    return b"".join(parts)
+
+
+def _text(value: bytes) -> bytes:
+    return _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    """An integer with a prefix of seven bits."""
+    if value < 127:
+        return bytes((value,))
+    out = bytearray((127,))
+    value -= 127
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
