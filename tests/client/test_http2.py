@@ -492,7 +492,7 @@ async def test_a_peer_that_is_silent_is_asked_and_then_given_up() -> None:
 
 async def test_a_peer_that_answers_stays() -> None:
     """However long it has nothing else to say."""
-    peer = await open_peer(interval=0.01, timeout=5.0)
+    peer = await open_peer(interval=0.01, timeout=0.3)
     for _ in range(3):
         while http2.PING not in await peer.kinds():  # noqa: ASYNC110  # the peer has no event for it
             await asyncio.sleep(0.002)

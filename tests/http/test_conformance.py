@@ -1,6 +1,7 @@
-"""Connect's own conformance suite, with its reference client, against every server here.
+"""Connect's own conformance suite: its reference client against every server here, and our client against its servers.
 
-In `conformance`, NAME.yaml says what it speaks, NAME.known which cases must fail and why, NAME.skip what cannot be run.
+In `conformance`, NAME.yaml says what it speaks, NAME.known which cases must fail and why, NAME.flaky which may,
+NAME.skip what cannot be run.
 """
 
 from __future__ import annotations
@@ -20,19 +21,30 @@ ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).with_name("conformance")
 
 
-async def conformance(name: str, *server: str, files: Path, **variables: str) -> int:
-    """How many cases pass; fails when one does not. Those of the client's own clock may fail on a busy machine."""
+async def conformance(
+    name: str, *program: str, files: Path, mode: str = "server", also: str = "", **variables: str
+) -> int:
+    """How many cases pass; fails when one does not. Those of the client's own clock may fail on a busy machine.
+
+    Args:
+        program: what is tested.
+        also: the name of more lists.
+    """
     lab.compile_folder(FOLDER / "protos", str(files))
     given = [
-        (option, f"@{path}")
-        for option, path in (("--known-failing", FOLDER / f"{name}.known"), ("--skip", FOLDER / f"{name}.skip"))
+        (option, line)
+        for option, kind in (("--known-failing", "known"), ("--known-flaky", "flaky"), ("--skip", "skip"))
+        for path in (FOLDER / f"{name}.{kind}", FOLDER / f"{also}.{kind}")
         if path.exists()
+        for line in path.read_text().splitlines()
+        if line and not line.startswith("#")
     ]
+    given += [("--parallel", "2"), ("--max-servers", "1")] if mode == "server" else []
     process = await asyncio.create_subprocess_exec(
         tool("connectconformance"),
-        *("--conf", str(FOLDER / f"{name}.yaml"), "--mode", "server", "--known-flaky", "Timeouts/**"),
-        *("--parallel", "2", "--max-servers", "1", *(word for pair in given for word in pair)),
-        *("--", sys.executable, "-m", *server),
+        *("--conf", str(FOLDER / f"{name}.yaml"), "--mode", mode, "--known-flaky", "Timeouts/**"),
+        *(word for pair in given for word in pair),
+        *("--", sys.executable, "-m", *program),
         cwd=ROOT,
         env={**os.environ, "CONFORMANCE_FILES": str(files), **variables},
         stdout=asyncio.subprocess.PIPE,
@@ -64,3 +76,17 @@ async def test_pyvoy(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(tool("pyvoy")).parents[1]), str(ROOT)])
     server = "tests.http.conformance.inside"
     assert await conformance("pyvoy", server, files=tmp_path / "files", PYTHONPATH=paths) > 1800
+
+
+@pytest.mark.timeout(600)
+async def test_client(tmp_path: Path) -> None:
+    """Our client, with calls past grpc where there are such."""
+    program = ("tests.http.conformance.client", "direct")
+    assert await conformance("client", *program, files=tmp_path / "files", mode="client") > 200
+
+
+@pytest.mark.timeout(600)
+async def test_client_through_grpc(tmp_path: Path) -> None:
+    """Our client, with all calls through grpc.aio."""
+    program = ("tests.http.conformance.client", "grpc")
+    assert await conformance("client", *program, files=tmp_path / "files", mode="client", also="client_grpc") > 200

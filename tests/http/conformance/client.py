@@ -86,27 +86,22 @@ async def made(channel: Channel, order: Any, result: Any) -> None:
     if not method.client_streaming:
         requests.closed()
     handler, more = channel.bind(method), metadata(order.request_headers)
-    header: Metadata = ()
+    reply_of: Any = (StreamReply if method.server_streaming else UnaryReply)(handler, method, given, timeout, more)
     trailer: Metadata = ()
     try:
         if method.server_streaming:
-            async with StreamReply(handler, method, given, timeout, more) as stream:
-                try:
-                    if order.stream_type != FULL_DUPLEX or not order.request_messages:
-                        header = await stream.initial_metadata()
-                    async for reply in stream:
-                        result.payloads.append(reply.payload)
-                        requests.turn.set()
-                        if len(result.payloads) == order.cancel.after_num_responses:
-                            task.cancel()
-                finally:
-                    header, trailer = stream.call.header, stream.trailing_metadata()
+            async with reply_of as stream:
+                async for reply in stream:
+                    result.payloads.append(reply.payload)
+                    requests.turn.set()
+                    if len(result.payloads) == order.cancel.after_num_responses:
+                        task.cancel()
+            trailer = stream.trailing_metadata()
         else:
-            call: UnaryReply[Any] = UnaryReply(handler, method, given, timeout, more)
-            reply = await call
+            reply = await reply_of
             if hasattr(reply, "payload"):
                 result.payloads.append(reply.payload)
-            header, trailer = await call.initial_metadata(), await call.trailing_metadata()
+            trailer = await reply_of.trailing_metadata()
     except RpcError as error:
         result.error.code, result.error.message = error.code, error.message
         for detail in error.details:
@@ -119,7 +114,7 @@ async def made(channel: Channel, order: Any, result: Any) -> None:
     except asyncio.CancelledError:
         task.uncancel()
         result.error.code = 1
-    result.response_headers.extend(headers(header))
+    result.response_headers.extend(headers(reply_of.call.header))
     result.response_trailers.extend(headers(trailer))
     if result.HasField("error"):
         result.num_unsent_requests = len(order.request_messages) - requests.sent if method.client_streaming else 0
@@ -139,7 +134,8 @@ class Channels:
         return await self._open[where]
 
     async def _connect(self, address: str, limit: int) -> Channel:
-        client = ClientSettings(direct=self._direct, max_message=limit or 4 << 20, breaker=BreakerSettings(consecutive=0, failure_rate=0.0))
+        never = BreakerSettings(consecutive=0, failure_rate=0.0)
+        client = ClientSettings(direct=self._direct, max_message=limit or 4 << 20, breaker=never)
         channel = connect(address, settings=Settings(registry="none", client=client))
         await channel.channel_ready()
         transport: Any = channel.pool.endpoints[0].transport
