@@ -57,7 +57,7 @@ bench: $(READY) ## measure (B=name for one)
 faults: $(READY) tools ## break instances and Consul under load, and compare (S=sigstop for some, N=3 times each)
 	@$(BIN)/python -m bench.faults $(S) $(if $(N),--rounds $(N))
 
-conformance: $(READY) ## run Connect's conformance suite: gRPC, Connect and gRPC-Web, on every server
+conformance: $(READY) ## run Connect's conformance suite: gRPC, Connect and gRPC-Web, every server and the client
 	@scripts/tools connectconformance pyvoy
 	@$(BIN)/python -m pytest -n0 -s tests/http/test_conformance.py
 

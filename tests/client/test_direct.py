@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from framework import Method, Settings, connect
-from framework.client.direct import Direct
+from framework.client.direct import PAUSE, Direct
 from framework.client.dropin import Channel
-from framework.policy import ClientSettings
+from framework.policy import ClientSettings, KeepaliveSettings
 from framework.rpc import UnaryReply
 
 SAY = Method("direct.v1.Direct", "Say", BytesValue, BytesValue)
@@ -46,11 +47,14 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[tuple[Server, Channel, grpc.aio.Server]]:
+async def serving(
+    compression: grpc.Compression | None = None, **settings: Any
+) -> AsyncIterator[tuple[Server, Channel, grpc.aio.Server]]:
     """A server, and a channel to it that is connected both ways."""
     server = Server()
     handler = grpc.unary_unary_rpc_method_handler(server.say, BytesValue.FromString, BytesValue.SerializeToString)
-    bare = grpc.aio.server(options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)))
+    options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1))
+    bare = grpc.aio.server(options=options, compression=compression)
     bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SAY.service, {"Say": handler}),))
     port = bare.add_insecure_port("127.0.0.1:0")
     await bare.start()
@@ -142,3 +146,111 @@ async def test_a_server_that_goes_finishes_what_it_has() -> None:
 def test_only_one_address_is_reached(address: str, reached: bool) -> None:
     """What grpc resolves by itself may be many."""
     assert Direct.reaches(address) == reached
+
+
+async def test_a_server_may_pack_its_replies() -> None:
+    """One of grpc's own that was told to does so whoever calls."""
+    async with serving(compression=grpc.Compression.Gzip) as (server, channel, _):
+        assert len((await say(channel, 10_000)).value) == 10_000
+        assert server.ways == ["direct"]
+
+
+class Silent:
+    """What takes connections and says what it is told to; `greeting` are the bytes that it begins with."""
+
+    def __init__(self, greeting: bytes) -> None:
+        self.greeting = greeting
+        self.taken: list[asyncio.StreamWriter] = []
+        self.closed = 0
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.taken.append(writer)
+        writer.write(self.greeting)
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
+        writer.close()
+        self.closed += 1
+
+
+@asynccontextmanager
+async def silent(greeting: bytes, **more: Any) -> AsyncIterator[tuple[Silent, Direct]]:
+    """Such a server, and what connects to it."""
+    server = Silent(greeting)
+    async with await asyncio.start_server(server.take, "127.0.0.1", 0) as listening:
+        address = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        more = {"connect_timeout": 0.05, "max_message": 1000, "keepalive": KeepaliveSettings(), **more}
+        direct = Direct(address, **more)
+        try:
+            yield server, direct
+        finally:
+            await direct.aclose()
+            await until(lambda: server.closed == len(server.taken))
+
+
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+GOING = bytes((0, 0, 8, 7, 0, 0, 0, 0, 0))
+
+
+async def test_a_server_that_says_nothing_gets_one_connection_at_a_time() -> None:
+    """It is given up after the time to connect, and tried less and less often."""
+    async with silent(b"") as (server, direct):
+        direct.connect()
+        await until(lambda: server.taken)
+        for _ in range(10):
+            direct._again = 0.0  # a long time has passed
+            direct.connect()
+        await until(lambda: server.closed)
+        assert (len(server.taken), direct.connection, direct._connections) == (1, None, set())
+        assert direct._pause == 2 * PAUSE
+        await until(lambda: direct._task is not None and direct._task.done())
+        direct._again = 0.0
+        direct.connect()
+        await until(lambda: len(server.taken) == 2)
+        assert direct._pause == 4 * PAUSE
+
+
+async def test_closing_closes_connections_that_only_finish_their_calls() -> None:
+    """Whoever waits there is told, too."""
+    async with silent(SETTINGS) as (server, direct):
+        direct.connect()
+        await until(lambda: direct.connection)
+        leaving = direct.connection
+        assert leaving is not None
+        answer = leaving.begin(b"\x83", (), b"", None)
+        assert answer is not None
+        server.taken[0].write(GOING + (2**31 - 1).to_bytes(4, "big") + bytes(4))
+        await until(lambda: direct.connection is None)
+        direct._again = 0.0
+        direct.connect()
+        await until(lambda: direct.connection)
+        await direct.aclose()
+        await until(lambda: server.closed == 2)
+        assert (answer.arrived.cancelled(), direct._connections) == (True, set())
+
+
+async def test_a_server_that_is_asked_too_often_is_asked_half_as_often() -> None:
+    """On the next connection; calls go this way still."""
+    async with silent(SETTINGS + GOING + bytes(4) + (11).to_bytes(4, "big")) as (server, direct):
+        before = direct._interval
+        direct.connect()
+        await until(lambda: server.closed)
+        await until(lambda: not direct._connections)
+        assert direct._interval == 2 * before
+        server.greeting = SETTINGS
+        direct._again = 0.0
+        direct.connect()
+        await until(lambda: direct.connection)
+
+
+async def test_a_server_that_speaks_something_else_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """For good, and the log says so once."""
+    async with silent(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (server, direct):
+        direct.connect()
+        await until(lambda: server.closed)
+        direct._again = 0.0
+        direct.connect()
+        await asyncio.sleep(0)
+        assert (len(server.taken), direct.connection) == (1, None)
+        ((_, _, text),) = caplog.record_tuples
+        assert text.endswith("go through grpc from now on: a frame is too large")
