@@ -48,12 +48,15 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    compression: grpc.Compression | None = None, **settings: Any
+    compression: grpc.Compression | None = None, age: int = 1_000_000, **settings: Any
 ) -> AsyncIterator[tuple[Server, Channel, grpc.aio.Server]]:
     """A server, and a channel to it that is connected both ways."""
     server = Server()
     handler = grpc.unary_unary_rpc_method_handler(server.say, BytesValue.FromString, BytesValue.SerializeToString)
-    options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1))
+    options = (
+        *(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)),
+        *(("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", 5000)),
+    )
     bare = grpc.aio.server(options=options, compression=compression)
     bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SAY.service, {"Say": handler}),))
     port = bare.add_insecure_port("127.0.0.1:0")
@@ -92,6 +95,27 @@ async def test_a_call_goes_past_grpc() -> None:
     async with serving() as (server, channel, _):
         assert len((await say(channel)).value) == 10
         assert server.ways == ["direct"]
+
+
+async def test_connections_that_age_lose_no_call() -> None:
+    """A server that ends its connections again and again answers every call, once."""
+    async with serving(age=100) as (server, channel, _):
+        direct, ends, made = way(channel), 0, 0
+
+        async def calls() -> None:
+            nonlocal ends, made
+            while ends < 5:
+                before = direct.connection
+                direct._again = 0.0  # a second has passed
+                await say(channel)
+                made += 1
+                ends += before is not None and direct.connection is not before
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(calls())
+        assert made == len(server.ways)
+        assert "direct" in server.ways
 
 
 async def test_it_can_be_turned_off() -> None:
