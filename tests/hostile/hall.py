@@ -70,7 +70,7 @@ INTERNALS = re.compile(
 )
 """What would tell a caller how this is made."""
 
-ROOM = 48 << 20
+ROOM = 96 << 20
 """Bytes that the process may grow by while something is refused: client and server are both in it."""
 
 

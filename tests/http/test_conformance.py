@@ -70,6 +70,7 @@ async def test_grpc(tmp_path: Path) -> None:
     assert await conformance("grpc", "tests.http.conformance.server", "grpc", files=tmp_path / "files") > 350
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 async def test_pyvoy(tmp_path: Path) -> None:
     """gRPC, Connect and gRPC-Web on one port, over HTTP/1.1 and HTTP/2."""

@@ -13,7 +13,7 @@ import pytest
 from tests.http.kiosk import Site, served
 
 ROOT = Path(__file__).parents[2]
-LONGEST = 40  # seconds of making things up
+LONGEST = 15  # seconds of making things up
 
 
 @pytest.mark.timeout(120)

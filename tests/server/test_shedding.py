@@ -223,8 +223,9 @@ async def test_case_29_expired_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> 
     """A call whose deadline passes while it waits for its turn never reaches its handler."""
     pipeline = Pipeline()
     pipeline.add(Echo(held := Held()))
-    monkeypatch.setattr(type(pipeline.gate), "busy", lambda self, now: True)
+    monkeypatch.setattr(type(pipeline.gate), "busy", lambda self, at, before, now: True)
     monkeypatch.setattr(type(pipeline.gate), "turn", lambda self: asyncio.sleep(0.02))
+    pipeline.gate.arrived()
     assert isinstance(await served(pipeline, remaining=0.01), asyncio.CancelledError)
     assert held.started == 0
 
