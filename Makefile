@@ -9,7 +9,7 @@ UV     := 0.13.9
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check generate tools bench faults conformance differential fuzz lock clean
+.PHONY: help setup run test long check generate tools bench faults conformance differential fuzz lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,9 @@ bench: $(READY) ## measure (B=name for one)
 
 faults: $(READY) tools ## break instances and Consul under load, and compare (S=sigstop for some, N=3 times each)
 	@$(BIN)/python -m bench.faults $(S) $(if $(N),--rounds $(N))
+
+long: $(READY) ## the tests that take longest
+	@$(BIN)/python -m pytest -n auto -m long tests
 
 conformance: $(READY) ## run Connect's conformance suite: gRPC, Connect and gRPC-Web, every server and the client
 	@scripts/tools connectconformance pyvoy

@@ -27,7 +27,7 @@ CUSTOMERS = 2  # who buy at the same time, one order after the other
 PAUSE = 0.1  # seconds between two orders of one of them: the machine has instances to start, too
 
 
-@pytest.fixture(params=["local", "consul"])
+@pytest.fixture(params=["local", pytest.param("consul", marks=pytest.mark.long)])
 def registry(request: pytest.FixtureRequest, data: Path) -> str:
     """The URL of a registry that nobody else uses."""
     if request.param == "local":

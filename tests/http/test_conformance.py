@@ -59,6 +59,7 @@ async def conformance(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 async def test_connect_and_grpc_web(tmp_path: Path) -> None:
     """Connect and gRPC-Web over HTTP/1.1."""
     assert await conformance("http", "tests.http.conformance.server", "http", files=tmp_path / "files") > 1300

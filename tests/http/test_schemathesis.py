@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LONGEST = 15  # seconds of making things up
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_the_server_does_what_its_document_says(tmp_path: Path) -> None:
     """Whatever the document allows is accepted, and every answer is one that it describes.
