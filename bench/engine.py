@@ -47,17 +47,21 @@ async def engine(target: str = "bench.echo:service") -> AsyncIterator[str]:
         stderr=asyncio.subprocess.PIPE,
     )
     assert child.stderr is not None
+    reading = None
     try:
         told = b""
         while not (found := re.search(rb"serves on (\S+),", told)):
             told = await child.stderr.readline()
             if not told:
                 raise RuntimeError(f"{target} did not start")
+        reading = asyncio.create_task(child.stderr.read())  # or its log lines would wait for somebody to do so
         yield found[1].decode()
     finally:
         child.terminate()
         child.terminate()  # without draining
-        await child.communicate()
+        await child.wait()
+        if reading is not None:
+            await reading
 
 
 async def _at_once(count: int, calls: int, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:

@@ -142,6 +142,7 @@ class GrpcApp:
             await wire.break_off(call)
             return
         finally:
+            wire.call = None  # which holds the wire: what is no cycle needs no collector
             if timer is not None:
                 timer.cancel()
         if wire.started or call.header or streams or wire.packing:

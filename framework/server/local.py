@@ -111,7 +111,8 @@ def _serving(bound: Bound, call: Call) -> ServerCall:
 
 def _given_up(serving: ServerCall, error: BaseException) -> BaseException:
     """Nobody cancels a call that was late from the start; its caller is told the reason instead."""
-    if isinstance(error, asyncio.CancelledError) and serving.task is not None and not serving.task.cancelling():
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
         return DeadlineExceeded("the deadline had passed before the call was served")
     if isinstance(error, RpcError):
         error.request_id = error.request_id or serving.request_id

@@ -280,6 +280,7 @@ class Pipeline:
                 raise
             raise failure from error
         finally:
+            call.task = None  # whose context holds the call: what is no cycle needs no collector
             if latencies is not None:
                 now = clock()
                 outcome = call.outcome
@@ -349,6 +350,8 @@ class Pipeline:
             if failure is error:
                 raise
             raise failure from error
+        finally:
+            call.task = None
         self.calls.discard(call)
         call.end(OK)
 

@@ -8,6 +8,7 @@ of times a second for all clients together, and whoever waits is left waiting.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ class Presence:
     def __init__(self, loop: asyncio.AbstractEventLoop, busy: Callable[[], bool] | None = None) -> None:
         self._loop = loop
         self._busy = busy
+        self._context = contextvars.Context()  # or the timer would keep the call that it was started for
         self._line: deque[Watched] = deque()
         self.ticking = False
 
@@ -56,7 +58,7 @@ class Presence:
     def start(self) -> None:
         """Make rounds, until there is nothing to do."""
         self.ticking = True
-        self._loop.call_later(PATIENCE, self._round)
+        self._loop.call_later(PATIENCE, self._round, context=self._context)
 
     def _round(self) -> None:
         busy = self._busy is not None and self._busy()
@@ -66,7 +68,7 @@ class Presence:
                 self._ask(watched)
         self.ticking = busy or bool(self._line)
         if self.ticking:
-            self._loop.call_later(PATIENCE, self._round)
+            self._loop.call_later(PATIENCE, self._round, context=self._context)
 
     def _ask(self, watched: Watched) -> None:
         asked = asyncio.ensure_future(watched.receive())

@@ -209,6 +209,8 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             await _abort(context, call, error)
         except asyncio.CancelledError:
             await _break_off(context, call)
+        finally:
+            call.request = None  # which holds the call
         if call.trailer:
             context.set_trailing_metadata(call.trailer)
         if call.wire.sending is not None:
@@ -243,7 +245,10 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
     async def stream_stream(_: Any, context: Any) -> None:
         call = _open(pipeline, bound, context)
         call.request = Requests(call, context, bound.decode)
-        await stream(None, context, call)
+        try:
+            await stream(None, context, call)
+        finally:
+            call.request = None
 
     match bound.method.client_streaming, bound.method.server_streaming:
         case False, False:

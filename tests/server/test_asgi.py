@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from framework import Code, Outcome, Settings
 from framework.server.asgi import GrpcApp
-from framework.server.asgi_wire import BEHIND
+from framework.server.asgi_wire import BEHIND, AsgiWire
 from framework.server.pipeline import Pipeline
 from tests.invariants.conftest import recording, soon, until
 from tests.invariants.echo import Behaviour, Echo, repeat, text
@@ -95,6 +97,28 @@ async def test_a_call(method: str) -> None:
     assert await client.status() == (0, "")
     assert b"".join(message.get("body", b"") for message in client.sent) == ONE
     assert [outcome.code for outcome in client.outcomes] == [Code.OK]
+
+
+@pytest.mark.parametrize("method", ["UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream"])
+async def test_nothing_waits_for_the_collector(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has ended is in no cycle: it is gone before anybody collects garbage."""
+    wires: list[weakref.ref[AsgiWire]] = []
+
+    def wire(*arguments: Any) -> AsgiWire:
+        made = AsgiWire(*arguments)
+        wires.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("framework.server.asgi.AsgiWire", wire)
+    gc.disable()
+    try:
+        client = Client(method)
+        client.body(ONE)
+        assert await client.status() == (0, "")
+        del client.task  # a cycle of this test's own
+        await until(lambda: wires[0]() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("method", ["UnaryUnary", "StreamUnary"])
