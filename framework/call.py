@@ -153,6 +153,10 @@ class Ending:
         if self.outcome is not None:
             return
         self.outcome = outcome
+        if self._callbacks is not None:
+            self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             try:
@@ -183,6 +187,7 @@ class Call(Ending):
         began: when it began, on the exact clock of the loop; 0 while nobody watches.
         identity: who the call is made for, where that was verified; None for somebody who is not known.
         trace: the span of the call while it is traced, and what makes spans of its attempts; None when it is not.
+        watch: is told of the end before all others, one function for all calls of a method; None while nobody watches.
         wire: what the serving wire keeps with the call; None on clients.
     """
 
@@ -207,6 +212,7 @@ class Call(Ending):
         "timeout",
         "trace",
         "trailer",
+        "watch",
         "wire",
     )
 
@@ -243,7 +249,21 @@ class Call(Ending):
         self.began = 0.0
         self.identity: Identity | None = None
         self.trace: Any = None
+        self.watch: Callable[[Call, Outcome], None] | None = None
         self.wire = wire
+
+    def end(self, outcome: Outcome) -> None:
+        """End this. Only its creator calls it; a second call changes nothing."""
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self.watch is not None:
+            try:
+                self.watch(self, outcome)
+            except Exception:  # as with a listener
+                log.exception("what watches a call failed")
+        if self._callbacks is not None:
+            self._tell(outcome)
 
     def get(self, key: str) -> str | bytes | None:
         """The first value of a metadata key, or None."""

@@ -29,6 +29,10 @@ REMEMBERED = 1000
 LONGEST_REMEMBERED = 512
 """Bytes of a header block that is remembered."""
 
+SPARE = 40 + 32 * 9
+"""Bytes that a header list has more than its block, at most, as RFC 9113 counts them: for names of the static table,
+and 32 for each field that every call has."""
+
 NO_TABLE = b"\x20"
 """What the first block begins with: nothing in it, and in those after it, is to be kept."""
 
@@ -141,11 +145,6 @@ def opening(path: str, authority: str, agent: str) -> bytes:
     return block
 
 
-def size_of(block: bytes, metadata: Metadata) -> int:
-    """Bytes of the header list that was written, at most, as RFC 9113 counts them."""
-    return len(block) + 40 + 32 * (9 + len(metadata))  # names of the static table, and each field 32 more
-
-
 def limit(seconds: float) -> bytes:
     """How long the peer may take, as a part of a header block."""
     count, unit = math.ceil(seconds * 1e6), b"u"
@@ -157,38 +156,46 @@ def limit(seconds: float) -> bytes:
 
 
 _names: dict[str, bytes] = {}
+_binary_names: dict[str, bytes] = {}
 
 
 def written(metadata: Metadata) -> bytes | None:
     """Metadata as a part of a header block; None for what gRPC cannot send."""
-    parts = []
+    block = b""
     for key, value in metadata:
-        name = _names.get(key)
-        if name is None:
-            if key == "user-agent":  # there is one
-                continue
-            if not _KEY.fullmatch(key) or key in _RESERVED:
-                return None
-            name = b"\x00" + _text(key.encode())
-            if len(_names) >= REMEMBERED:
-                _names.clear()
-            _names[key] = name
-        if key.endswith("-bin") is not isinstance(value, bytes):
-            return None
-        if isinstance(value, bytes):
+        if value.__class__ is str and value.isascii() and value.isprintable():
+            name = _names.get(key) or _learnt(key, binary=False)
+            raw: bytes = value.encode()
+        elif isinstance(value, bytes):
+            name = _binary_names.get(key) or _learnt(key, binary=True)
             raw = base64.b64encode(value).rstrip(b"=")
-        elif value.isascii() and value.isprintable():
-            raw = value.encode()
         else:
             return None
-        parts.append(name)
-        parts.append(bytes((len(raw),)) if len(raw) < 127 else _number(len(raw)))
-        parts.append(raw)
-    return b"".join(parts)
+        if not name:
+            if key == "user-agent":  # there is one
+                continue
+            return None
+        size = len(raw)
+        block += name + (_SIZES[size] if size < 127 else _number(size)) + raw
+    return block
+
+
+def _learnt(key: str, *, binary: bool) -> bytes:
+    """A name of metadata as it is sent; empty for what is not."""
+    if key == "user-agent" or not _KEY.fullmatch(key) or key in _RESERVED or key.endswith("-bin") is not binary:
+        return b""
+    names = _binary_names if binary else _names
+    if len(names) >= REMEMBERED:
+        names.clear()
+    names[key] = name = b"\x00" + _text(key.encode())
+    return name
 
 
 def _text(value: bytes) -> bytes:
     return _number(len(value)) + value
+
+
+_SIZES = [bytes((size,)) for size in range(127)]
 
 
 def _number(value: int) -> bytes:

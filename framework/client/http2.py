@@ -18,7 +18,7 @@ import hpack
 
 from framework.call import Metadata
 from framework.client.answers import PREFIX, Answer
-from framework.client.heads import LARGEST_HEAD, NO_TABLE, TooLarge, head_of, limit, size_of, written
+from framework.client.heads import LARGEST_HEAD, NO_TABLE, SPARE, TooLarge, head_of, limit, written
 from framework.errors import Code
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
         if stream == 1:
             block = NO_TABLE + block
         length = len(block)
-        if length > FRAME or size_of(block, metadata) > self._largest_head:
+        if length > FRAME or length + SPARE + 32 * len(metadata) > self._largest_head:
             return None
         self._next += 2
         self._window -= size

@@ -73,13 +73,17 @@ def inherit(timeout: float | None, idle: float | None, criticality: str | None) 
 
 def _say(call: Call, parent: Call | None, own: Criticality | None) -> None:
     """Say with the call to which request it belongs, and how much it matters."""
-    request_id = call.get(REQUEST_ID)
+    request_id = said = None
+    for key, value in call.metadata:
+        if key == REQUEST_ID:
+            request_id = request_id or value
+        elif key == CRITICALITY:
+            said = said or value
     if request_id is not None:
         call.request_id = str(request_id)
     elif parent is not None and parent.request_id:
         call.request_id = parent.request_id
         call.metadata = (*call.metadata, (REQUEST_ID, call.request_id))
-    said = call.get(CRITICALITY)
     if said is not None:
         call.criticality = BY_NAME.get(str(said))
         return

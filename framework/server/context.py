@@ -114,6 +114,7 @@ class ServerCall(Call):
         self.began = 0.0
         self.identity = None
         self.trace = None
+        self.watch = None
         self.wire = wire
         self.task: asyncio.Task[Any] | None = None
         self.expelled: RpcError | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from framework.call import OK, Call, Outcome, current
 from framework.errors import Code
@@ -24,15 +24,8 @@ Line: TypeAlias = Callable[[Call, Outcome, float], None]
 """Is told of a call that has ended: how, and how many seconds it took. Must not raise."""
 
 
-class Trace(Protocol):
-    """The span of a call."""
-
-    def end(self, call: Call, outcome: Outcome) -> None:
-        """The call has ended."""
-
-
-Begin: TypeAlias = Callable[[Call], Trace | None]
-"""Begins the span of a call; None when it is not recorded."""
+Begin: TypeAlias = Callable[[Call], object]
+"""Begins the span of a call, which is then `call.trace`; there is none for a call that is not recorded."""
 
 
 class Durations:
@@ -89,21 +82,21 @@ def observer(begin: Begin | None, durations: Durations | None, line: Line | None
         return clock()
 
     def observe(call: Call) -> None:
-        call.began = began = start() if clock is None else clock()
-        trace = None if begin is None else begin(call)
+        call.began = start() if clock is None else clock()
+        call.watch = ended
+        if begin is not None:
+            begin(call)
 
-        def ended(outcome: Outcome) -> None:
-            seconds = clock() - began  # type: ignore[misc]  # it is known since the call began
-            if durations is not None:
-                histogram = by_code[outcome.code] or durations.of(outcome.code)
-                histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
-                histogram.sum += seconds
-            if trace is not None:
-                trace.end(call, outcome)
-            if line is not None:
-                line(call, outcome, seconds)
-
-        call.on_end(ended)
+    def ended(call: Call, outcome: Outcome) -> None:
+        seconds = clock() - call.began  # type: ignore[misc]  # it is known since the call began
+        if durations is not None:
+            histogram = by_code[outcome.code] or durations.of(outcome.code)
+            histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+            histogram.sum += seconds
+        if call.trace is not None:
+            call.trace.end(call, outcome)
+        if line is not None:
+            line(call, outcome, seconds)
 
     if line is not None or durations is None or begin not in (None, pass_on):
         return observe
@@ -114,20 +107,19 @@ def observer(begin: Begin | None, durations: Durations | None, line: Line | None
         """The same for what nearly every call is: not traced, without a line of its own, and a success."""
         if passing and current.get() is not None:
             pass_on(call)
-        began = start() if clock is None else clock()
+        call.began = start() if clock is None else clock()
+        call.watch = measured
 
-        def ended(outcome: Outcome) -> None:
-            nonlocal succeeded
-            seconds = clock() - began  # type: ignore[misc]  # it is known since the call began
-            if outcome is OK and succeeded is not None:
-                histogram = succeeded
-            else:
-                histogram = by_code[outcome.code] or durations.of(outcome.code)
-                if outcome.code is Code.OK:
-                    succeeded = histogram
-            histogram.counts[bisect_left(bounds, seconds)] += 1
-            histogram.sum += seconds
-
-        call.on_end(ended)
+    def measured(call: Call, outcome: Outcome) -> None:
+        nonlocal succeeded
+        seconds = clock() - call.began  # type: ignore[misc]  # it is known since the call began
+        if outcome is OK and succeeded is not None:
+            histogram = succeeded
+        else:
+            histogram = by_code[outcome.code] or durations.of(outcome.code)
+            if outcome.code is Code.OK:
+                succeeded = histogram
+        histogram.counts[bisect_left(bounds, seconds)] += 1
+        histogram.sum += seconds
 
     return measure
