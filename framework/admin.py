@@ -17,10 +17,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import html
+import importlib
 import ipaddress
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -310,37 +312,53 @@ async def admin_pages(settings: AdminSettings, watched: Watched, *, shared: bool
     if settings.port is None:
         yield ""
         return
-    from aiohttp import web
+    host = settings.host.strip("[]")
+    with _listening(host, settings.port, shared=shared) as listener:
+        serving = asyncio.create_task(_serve(watched, listener, any_host=not _is_loopback(host)), name="admin pages")
+        try:
+            port = listener.getsockname()[1]
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            log.info("%s has its admin pages on http://%s", watched.name, address)
+            yield address
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
 
-    pages = Pages(watched)
-    app = application(pages, watched.metrics, any_host=not _is_loopback(settings.host.strip("[]")))
+
+async def _serve(watched: Watched, listener: socket.socket, *, any_host: bool) -> None:
+    """Serve the pages until cancelled; what that takes is loaded when the first client comes, and most never do."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    loop.add_reader(listener, asked.set)
+    try:
+        await asked.wait()
+    finally:
+        loop.remove_reader(listener)
+    web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
+    app = application(Pages(watched), watched.metrics, any_host=any_host)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        port = await _listen(runner, settings, shared=shared)
-        host = settings.host.strip("[]")
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        log.info("%s has its admin pages on http://%s", watched.name, address)
-        yield address
+        await web.SockSite(runner, listener).start()
+        await loop.create_future()
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, settings: AdminSettings, *, shared: bool) -> int:
-    from aiohttp import web
-
-    host, first = settings.host.strip("[]"), settings.port or 0
-    last = first + PLACES if shared and first else first
-    for port in range(first, min(last, 65535) + 1):
+def _listening(host: str, first: int, *, shared: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    last = min(first + PLACES, 65535) if shared and first else first
+    for port in range(first, last + 1):
         try:
-            await web.TCPSite(runner, host, port, reuse_address=True, reuse_port=False).start()
+            listener = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
-            if port < last and port < 65535:
+            if port < last:
                 continue
             what = f"port {first} on {host} is in use or may not be used" if first else f"cannot listen on {host}"
             raise ConfigError(
                 f"admin: {what} ({error.strerror or error}). Choose another with FRAMEWORK_ADMIN_PORT or `port` in"
                 f' [admin], 0 for any free one, or "none" for no admin pages.'
             ) from None
-        return int(runner.addresses[0][1])
+        listener.setblocking(False)
+        return listener
     raise AssertionError  # the range has one

@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from framework.admin import Effective, Watched, admin_pages
 from framework.call import Interceptor
 from framework.config import Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
@@ -223,7 +222,9 @@ class Service:
             beside = await self._beside(server, settings.server, shared=shared)
             if beside is not None:
                 exits.push_async_callback(beside.stop)
-            if admin:
+            if admin and settings.admin.port is not None:
+                from framework.admin import Effective, Watched, admin_pages
+
                 effective = Effective(settings)
                 exits.callback(watch(settings, effective.changed))
                 watched = Watched(

@@ -23,12 +23,6 @@ from framework.call import Call, Handler, Interceptor, Method, Reply
 from framework.errors import ConfigError, InvalidArgument
 from framework.security.rules import has_rules
 
-protovalidate: Any
-try:
-    import protovalidate
-except ImportError:  # the extra `security` is not installed
-    protovalidate = None
-
 log = logging.getLogger("framework")
 
 MOST_VIOLATIONS = 20
@@ -55,7 +49,7 @@ def validating(*, required: bool = True) -> Interceptor:
     def interceptor(method: Method[Any, Any], handler: Handler) -> Handler:
         if not hasattr(method.request, "DESCRIPTOR") or not has_rules(method.request.DESCRIPTOR):
             return handler
-        if protovalidate is None:
+        if not _installed():
             told = f"{method.request.DESCRIPTOR.full_name} has rules of buf.validate, and nothing here checks them"
             if required:
                 raise ConfigError(f"{told}: pip install framework-grpc[security], or set validate = false")
@@ -73,12 +67,23 @@ def validating(*, required: bool = True) -> Interceptor:
     return interceptor
 
 
+def _installed() -> bool:
+    """The extra `security` is there."""
+    try:
+        import protovalidate  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def checker(kind: Any) -> Check:
     """What checks messages of a class.
 
     Raises:
         ConfigError: its rules cannot be used.
     """
+    import protovalidate  # by those who have rules only: it takes a while
+
     collect = protovalidate.Validator().collect_violations
     try:
         collect(kind())

@@ -8,6 +8,8 @@ import json
 import logging
 import re
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -210,6 +212,37 @@ async def test_none_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
         async with Service("echo", servicers=[Echo()]).running(settings, admin=admin):
             pass
     assert "admin pages" not in caplog.text
+
+
+LOADED = """
+import asyncio, logging, sys
+from framework import Service, Settings
+from tests.invariants.echo import Echo, repeat
+
+class Ports(logging.Handler):
+    def emit(self, record):
+        if record.msg == "%s has its admin pages on http://%s":
+            self.port = record.args[1].rpartition(":")[2]
+
+async def main():
+    ports = Ports()
+    logging.getLogger("framework").setLevel(logging.INFO)
+    logging.getLogger("framework").addHandler(ports)
+    async with Service("quiet", servicers=[Echo(repeat)]).running(Settings(registry="none"), admin=True):
+        heavy = {"aiohttp", "protovalidate"}
+        assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports.port)
+        writer.write(b"GET /healthz HTTP/1.0\\r\\n\\r\\n")
+        print((await reader.read()).partition(b"\\r\\n")[0].decode(), "aiohttp" in sys.modules)
+
+asyncio.run(main())
+"""
+
+
+def test_what_makes_them_is_loaded_when_somebody_asks() -> None:
+    """It takes as long as all the rest of a service's start."""
+    ran = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout.split() == ["HTTP/1.0", "200", "OK", "True"], ran.stderr
 
 
 def test_every_worker_has_its_own(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from framework import Call, ConfigError, InvalidArgument, Method, Service, Setti
 from framework.config import ServerSettings
 from framework.gateway import Gateway
 from framework.options import method_of
-from framework.security import validation
 from framework.security.rules import has_rules
 from framework.security.validation import checker, validating
 from framework.testing import Network
@@ -181,7 +180,7 @@ def test_without_the_library_a_server_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rules that nothing checks would be a surprise; where others check them, as behind a gateway, the log tells."""
-    monkeypatch.setattr(validation, "protovalidate", None)
+    monkeypatch.setitem(sys.modules, "protovalidate", None)
     method: Method[Any, Any] = Method("lab.Shop", "Get", thing(), thing())
     told = "lab.Thing has rules of buf.validate, and nothing here checks them: pip install framework-grpc[security]"
     with pytest.raises(ConfigError) as caught:
