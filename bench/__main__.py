@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import uvloop
@@ -33,14 +34,18 @@ BENCHES = {
 RESULTS = Path(__file__).with_name("results.json")
 
 
-async def run(names: list[str]) -> list[Row]:
-    """Run the benchmarks of these names, showing each figure as it comes."""
-    rows = []
+async def run(names: list[str]) -> tuple[list[Row], list[str]]:
+    """Run the benchmarks of these names, showing each figure as it comes; which of them broke off comes too."""
+    rows, broken = [], []
     for name in names:
-        async for row in BENCHES[name]():
-            print(f"  {row.name}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
-            rows.append(row)
-    return rows
+        try:
+            async for row in BENCHES[name]():
+                print(f"  {row.name}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+                rows.append(row)
+        except Exception:  # what has been measured is kept
+            traceback.print_exc()
+            broken.append(name)
+    return rows, broken
 
 
 def table(rows: list[Row]) -> Table:
@@ -57,20 +62,22 @@ def table(rows: list[Row]) -> Table:
 
 
 def main() -> int:
-    """`python -m bench [NAME]`; exit code 1 when a goal is missed."""
+    """`python -m bench [NAME]`; exit code 1 when a goal is missed or a benchmark breaks off."""
     wanted = sys.argv[1:]
     names = [name for name in BENCHES if not wanted or any(name.startswith(given) for given in wanted)]
     if not names:
         print(f"bench: no benchmark of that name; there are {', '.join(BENCHES)}", file=sys.stderr)
         return 2
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        rows = runner.run(run(names))
+        rows, broken = runner.run(run(names))
     Console(width=140).print(table(rows))
     kept = [] if not RESULTS.exists() else json.loads(RESULTS.read_text())
     fresh = {row.name for row in rows}
     kept = [row for row in kept if row["name"] not in fresh] + [row.as_dict() for row in rows]
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    return 0 if all(row.met for row in rows) else 1
+    if broken:
+        print(f"bench: broke off: {', '.join(broken)}", file=sys.stderr)
+    return 0 if all(row.met for row in rows) and not broken else 1
 
 
 if __name__ == "__main__":
