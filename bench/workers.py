@@ -33,6 +33,10 @@ ROUNDS = 80_000
 """Of the loop of a busy call: some milliseconds."""
 
 RELOADS = 5
+PAUSE = 0.03
+"""Seconds between two calls of one connection while workers are replaced: half of what the machine can do. With more,
+starting another process beside them is an overload, and calls are refused as they should be."""
+
 BUSY = Method(SERVICE, "Busy", BytesValue, BytesValue)
 
 
@@ -188,7 +192,7 @@ async def reloads(service: Running) -> int:
                 await UnaryReply(handler, UNARY, BytesValue(), 10.0)
             except RpcError:
                 failed += 1
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(PAUSE)
 
     async with contextlib.AsyncExitStack() as exits:
         channels = [

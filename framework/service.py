@@ -38,8 +38,9 @@ from framework.server.server import Server
 from framework.server.servicer import Servicer
 from framework.signals import serve_until_signal
 from framework.telemetry.telemetry import telemetry_for
-from framework.workers import program
-from framework.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from framework.workers.worker import Worker
 
 if TYPE_CHECKING:
     from framework.http.server import HttpServer
@@ -303,6 +304,8 @@ class Service:
         Raises:
             FrameworkError: it cannot start; the message says why and what to do.
         """
+        from framework.workers import program  # with what only a process that serves needs
+
         server = settings.server
 
         def shared(worker: Worker) -> Coroutine[Any, Any, None]:
@@ -329,6 +332,8 @@ class Service:
 
         With `workers` in the settings, the program is run once more for each of them.
         """
+        from framework.workers import program
+
         program.run(lambda worker, command: self.launch(settings or self.settings or Settings.load(), worker, command))
 
     def __repr__(self) -> str:

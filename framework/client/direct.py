@@ -12,7 +12,7 @@ import contextvars
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
+from functools import cache
 from typing import Any
 
 from framework.call import Call, Metadata, Method, Reply
@@ -21,13 +21,21 @@ from framework.client.http2 import Connection
 from framework.errors import Code, Internal
 from framework.policy import KeepaliveSettings
 
-AGENT = f"grpc-python-framework/{version('framework-grpc')}"
 PAUSE = 1.0
 """Seconds between two attempts to connect; each that is in vain doubles them."""
 
 LONGEST_PAUSE = 60.0
 
 log = logging.getLogger("framework.client")
+
+
+@cache
+def agent() -> str:
+    """The name that clients give themselves."""
+    from importlib.metadata import version
+
+    return f"grpc-python-framework/{version('framework-grpc')}"
+
 
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+)")
 
@@ -134,7 +142,7 @@ class Direct:
             given_up: the error for an exception that ended the wait.
             time: the loop's clock, in seconds.
         """
-        start = opening(method.path, self._address, AGENT)
+        start = opening(method.path, self._address, agent())
         longest = self._max_message
 
         async def unary(call: Call) -> Any:

@@ -16,8 +16,6 @@ import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO, TypeAlias
 
-import structlog
-
 from framework.call import Call, current
 from framework.logs import redaction
 from framework.observation import LogSettings
@@ -43,6 +41,8 @@ def configure_logging(
         fields: what every line says besides, such as the name of the service.
         stream: where to, instead.
     """
+    import structlog  # by those who write logs only: it takes a while
+
     settings = settings or LogSettings()
     stream = stream or sys.stderr
     root = logging.getLogger()
@@ -159,6 +159,8 @@ def _renderer(settings: LogSettings, stream: TextIO) -> Render:
     terminal = stream.isatty()
     if settings.format == "json" or (settings.format == "auto" and not terminal):
         return json_line
+    import structlog
+
     console = structlog.dev.ConsoleRenderer(
         colors=terminal, timestamp_key="time", exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
