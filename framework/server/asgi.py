@@ -107,6 +107,7 @@ class GrpcApp:
                 deadline = None if timeout is None else self._pipeline.time() + _seconds(timeout)
                 wire.check_encoding()
             except RpcError as error:
+                self._pipeline.turned_away(error.code)
                 await wire.refuse(error)
                 return
         else:

@@ -40,10 +40,10 @@ from framework.server.context import PUSHBACK, UNSET, ServerCall
 from framework.server.gate import Gate, arrival
 from framework.server.limiter import SHARES, Limiter
 from framework.server.servicer import Servicer, ServicerError, handler_of
-from framework.telemetry.figures import Histogram, Sample
+from framework.telemetry.figures import Histogram, Labels, Sample
 from framework.telemetry.names import OTHER, SERVER_DURATION, SERVER_IN_FLIGHT, SERVER_LIMIT, SERVER_QUEUE, SERVER_SHED
-from framework.telemetry.observer import Observer
-from framework.telemetry.telemetry import Telemetry
+from framework.telemetry.observer import Durations, Observer
+from framework.telemetry.telemetry import BROKEN, Telemetry
 from framework.telemetry.telemetry import telemetry as current_telemetry
 
 log = logging.getLogger("framework.server")
@@ -203,13 +203,11 @@ class Pipeline:
         for path, bound in self._bound.items():
             self._bound[path] = replace(bound, observe=self.telemetry.server(bound.method))
 
-    def unknown(self) -> None:
-        """A call of a method that is not served was turned down."""
+    def turned_away(self, code: Code) -> None:
+        """A call has been refused before it was any method's: there is none, or its metadata is refused."""
         if self.telemetry.settings.metrics:
-            code = Code.UNIMPLEMENTED.name
-            said = (("rpc.response.status_code", code), ("error.type", code))
-            labels = (("rpc.system.name", "grpc"), ("rpc.method", OTHER), *said)
-            self.telemetry.figures.histogram(SERVER_DURATION, labels).record(0.0)
+            labels: Labels = (("rpc.system.name", "grpc"), ("rpc.method", OTHER))
+            Durations(self.telemetry.figures, SERVER_DURATION, labels, BROKEN).of(code).record(0.0)
 
     def figures(self) -> Iterable[Sample]:
         """What is counted of the calls in flight."""

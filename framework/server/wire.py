@@ -18,7 +18,7 @@ from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
 from framework.certificates import Material, TlsFiles
 from framework.config import ServerSettings
 from framework.details import ORIGIN
-from framework.errors import ConfigError, RpcError
+from framework.errors import Code, ConfigError, RpcError
 from framework.identity import Peer
 from framework.loop import guard_loop
 from framework.server import context as server_context
@@ -279,7 +279,7 @@ class _Handlers(grpc.GenericRpcHandler):
     def __init__(self, pipeline: Pipeline, most: int, *, alone: bool) -> None:
         self._handlers = {bound.method.path: method_handler(pipeline, bound) for bound in pipeline.methods}
         self._arrived = pipeline.gate.arrived
-        self._unknown = pipeline.unknown
+        self._turned_away = pipeline.turned_away
         self._most = most
         self._alone = alone
 
@@ -290,21 +290,22 @@ class _Handlers(grpc.GenericRpcHandler):
         for key, value in metadata:
             size += len(key) + len(value) + PAIR
             if value.__class__ is str and not (value.isascii() and value.isprintable()):
-                return _refused(grpc.StatusCode.INVALID_ARGUMENT, f"metadata {key} is not printable ASCII")
+                return self._refused(Code.INVALID_ARGUMENT, f"metadata {key} is not printable ASCII")
         if size > self._most:
             told = f"the metadata has {size} bytes, the server takes up to {self._most} (`limits.metadata`)"
-            return _refused(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
+            return self._refused(Code.RESOURCE_EXHAUSTED, told)
         handler = self._handlers.get(details.method)
         if handler is None:
-            self._unknown()
+            self._turned_away(Code.UNIMPLEMENTED)
         return handler
 
+    def _refused(self, code: Code, message: str) -> Any:
+        self._turned_away(code)
 
-def _refused(code: grpc.StatusCode, message: str) -> Any:
-    async def refuse(_: Any, context: Any) -> None:
-        await context.abort(code, message, ((ORIGIN, "server"),))
+        async def refuse(_: Any, context: Any) -> None:
+            await context.abort(_STATUS[code.value], message, ((ORIGIN, "server"),))
 
-    return grpc.stream_stream_rpc_method_handler(refuse)  # which takes calls of every arity, and reads nothing
+        return grpc.stream_stream_rpc_method_handler(refuse)  # which takes calls of every arity, and reads nothing
 
 
 def unusable(host: str, port: int, option: str = "--port") -> ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 from google.protobuf.wrappers_pb2 import StringValue
 
@@ -12,6 +13,7 @@ from framework.config import Drain, ServerSettings
 from framework.discovery import Instance
 from framework.policy import BreakerSettings, ClientSettings, LimiterSettings, RetrySettings
 from framework.rpc import Method, UnaryReply
+from framework.server.wire import _Handlers
 from framework.telemetry.figures import Figures, Histogram, Instrument, Sample
 from framework.telemetry.names import (
     BREAKER_CHANGES,
@@ -190,6 +192,10 @@ async def test_a_server_that_is_full() -> None:
         raw = Method("shop.Catalog", "Nothing", StringValue, StringValue)
         await asyncio.gather(UnaryReply(channel.bind(raw), raw, ONE), return_exceptions=True)
         assert recorder.value(SERVER_DURATION, rpc_method=OTHER, error_type="UNIMPLEMENTED") == 1
+        hostile = SimpleNamespace(method=GET.path, invocation_metadata=(("x-odd", "line\nend"),))
+        _Handlers(server.pipeline, 8192, alone=True).service(hostile)
+        refused_for = {"rpc_method": OTHER, "rpc_response_status_code": "INVALID_ARGUMENT"}
+        assert recorder.value(SERVER_DURATION, **refused_for) == 1
     assert recorder.value(SERVER_SHED, criticality="CRITICAL") == 1
     assert b'target_info{service_name="catalog"} 1' in recorder.telemetry.text()
 
