@@ -329,10 +329,15 @@ class ServerContext(ssl.SSLContext):
         return self.fresh().wrap_bio(*args, **kwargs)
 
 
-def client_context(settings: ServerTls | ClientTls, material: Material) -> ssl.SSLContext:
-    """A context for looking at a server's certificate: it is verified, but for the name in it."""
+def client_context(settings: ServerTls | ClientTls, material: Material, *, named: bool) -> ssl.SSLContext:
+    """A context for clients of HTTP/2, who verify the server's certificate.
+
+    Args:
+        named: and the name in it, which has to be among its alternative names, as gRPC has it; else somebody else does.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
+    context.check_hostname = named
+    context.hostname_checks_common_name = False
     context.set_alpn_protocols(["h2"])
     if material.ca:
         context.load_verify_locations(cadata=material.ca.decode("ascii", "ignore"))

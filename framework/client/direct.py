@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import logging
 import re
+import ssl
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
@@ -25,6 +26,9 @@ PAUSE = 1.0
 """Seconds between two attempts to connect; each that is in vain doubles them."""
 
 LONGEST_PAUSE = 60.0
+
+SHUTDOWN = 1.0
+"""Seconds that a peer has to say goodbye when a connection of TLS is closed."""
 
 log = logging.getLogger("framework.client")
 
@@ -48,18 +52,32 @@ class Direct:
         connect_timeout: seconds an attempt to connect may take.
         max_message: bytes a message may have, in and out.
         keepalive: how a dead connection is found out.
+        secure: gives what to speak TLS with; None is plain text.
+        server_name: that the server's certificate has to have; empty is the host of the address.
 
     Attributes:
         connection: takes calls; None while there is none.
     """
 
-    def __init__(self, address: str, *, connect_timeout: float, max_message: int, keepalive: KeepaliveSettings) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        connect_timeout: float,
+        max_message: int,
+        keepalive: KeepaliveSettings,
+        secure: Callable[[], ssl.SSLContext] | None = None,
+        server_name: str = "",
+    ) -> None:
         match = _ADDRESS.fullmatch(address)
         assert match is not None
         self._host, self._port = match["six"] or match["host"], int(match["port"])
         self._address = address
         self._connect_timeout = connect_timeout
         self._max_message = max_message
+        self._secure = secure
+        self._server_name = server_name or self._host
+        self._authority = server_name if secure is not None and server_name else address
         self._interval, self._timeout = keepalive.interval, keepalive.timeout
         self.connection: Connection | None = None
         self._connections: set[Connection] = set()  # those that only finish their calls, too
@@ -88,13 +106,20 @@ class Direct:
         connection: Connection | None = None
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(
+                shown: dict[str, Any] = {}
+                if self._secure is not None:
+                    shown = {"ssl": self._secure(), "server_hostname": self._server_name}
+                    shown["ssl_shutdown_timeout"] = SHUTDOWN
+                transport, connection = await loop.create_connection(
                     lambda: Connection(self._max_message, self._interval, self._timeout, self._changed),
                     self._host,
                     self._port,
+                    **shown,
                 )
                 if not connection.lost:
                     self._connections.add(connection)
+                if shown and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
+                    raise OSError("it speaks no HTTP/2")
                 await connection.greeted
         except (OSError, TimeoutError, ValueError, OverflowError):  # the last two: no host, or no port
             if connection is not None:
@@ -142,7 +167,7 @@ class Direct:
             given_up: the error for an exception that ended the wait.
             time: the loop's clock, in seconds.
         """
-        start = opening(method.path, self._address, agent())
+        start = opening(method.path, self._authority, agent(), secure=self._secure is not None)
         longest = self._max_message
 
         async def unary(call: Call) -> Any:

@@ -134,9 +134,14 @@ def _unpacked(value: bytes) -> bytes:
         return b""
 
 
-def opening(path: str, authority: str, agent: str) -> bytes:
-    """The part of a header block that all calls of a method have in common."""
-    block = b"\x83\x86\x04" + _text(path.encode()) + b"\x01" + _text(authority.encode())  # POST, http
+def opening(path: str, authority: str, agent: str, *, secure: bool = False) -> bytes:
+    """The part of a header block that all calls of a method have in common.
+
+    Args:
+        secure: the scheme is https.
+    """
+    block = b"\x83" + (b"\x87" if secure else b"\x86")  # POST
+    block += b"\x04" + _text(path.encode()) + b"\x01" + _text(authority.encode())
     for name, value in (
         *((b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"user-agent", agent.encode())),
         (b"grpc-accept-encoding", b",".join((b"identity", *ENCODINGS))),

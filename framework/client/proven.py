@@ -106,7 +106,7 @@ class Proven:
     async def _shown(self) -> tuple[bytes, str]:
         """The certificate of the instance, in PEM, and a name in it. Raises ConfigError when it is another's."""
         host, _, port = self._address.rpartition(":")
-        context = client_context(self._files.settings, self._files.current)
+        context = client_context(self._files.settings, self._files.current, named=False)
         _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
         try:
             shown: Any = writer.get_extra_info("ssl_object")
