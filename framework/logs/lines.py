@@ -53,7 +53,9 @@ def level_of(code: Code, side: Side, service: str = "") -> int:
         return logging.ERROR if side == "server" else logging.WARNING
     if code in _NOTED:
         return logging.WARNING
-    if side == "client" or (code is Code.OK and service.startswith("grpc.")):
+    if side == "client":
+        return logging.DEBUG
+    if code in (Code.OK, Code.CANCELLED) and service.startswith("grpc."):  # health is watched until it is given up
         return logging.DEBUG
     return logging.INFO
 

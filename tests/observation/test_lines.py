@@ -98,6 +98,15 @@ def test_levels(code: Code, served: str, made: str) -> None:
     assert (served, made) == tuple(logging.getLevelName(level_of(code, side)) for side in ("server", "client"))
 
 
+@pytest.mark.parametrize(
+    ("code", "level"),
+    [(Code.OK, "DEBUG"), (Code.CANCELLED, "DEBUG"), (Code.INTERNAL, "ERROR"), (Code.NOT_FOUND, "INFO")],
+)
+def test_what_everybody_asks_all_the_time(code: Code, level: str) -> None:
+    """Health and reflection are of no interest while they answer."""
+    assert logging.getLevelName(level_of(code, "server", "grpc.health.v1.Health")) == level
+
+
 def test_health_checks_have_lines_only_when_they_fail(unset: None) -> None:
     """A check every second would bury all else."""
     found = written(LogSettings(), OK, Outcome.of(Internal("x")), method=HEALTH)
