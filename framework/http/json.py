@@ -14,9 +14,10 @@ The mapping: https://protobuf.dev/programming-guides/json/
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import (
@@ -137,7 +138,10 @@ class Json:
         found = self._codecs.get(descriptor)
         if found is None:
             plain = self._plain(kind)
-            found = self._codecs[descriptor] = plain if self._registry is None else self._native(kind, plain)
+            found = plain if self._registry is None else self._native(kind, plain)
+            if any(one.full_name in LOOSE for one in _reachable(descriptor)):
+                found = replace(found, parse=_finite(found.parse))
+            self._codecs[descriptor] = found
         return found
 
     def _plain(self, kind: Any) -> Codec:
@@ -287,6 +291,42 @@ def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
+def _reachable(descriptor: Descriptor) -> Iterable[Descriptor]:
+    """A message and all that it may hold."""
+    seen: dict[str, Descriptor] = {}
+    waiting = [descriptor]
+    while waiting:
+        one = waiting.pop()
+        if one.full_name not in seen:
+            seen[one.full_name] = one
+            waiting.extend(field.message_type for field in one.fields if field.message_type is not None)
+    return seen.values()
+
+
+LOOSE = ("google.protobuf.Value", "google.protobuf.Any")
+"""Messages that may hold any number that can be written."""
+
+_HUGE = re.compile(rb"\d[eE]\+?\d{3}|\d{200}")
+
+
+def _finite(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The same without numbers that are none: a Value would hold 1e999 as infinity, which has no JSON."""
+
+    def number(text: str) -> float:
+        found = float(text)
+        if math.isinf(found):
+            raise JsonError(f"{_short(text)} is too large")
+        return found
+
+    def parse_finite(raw: bytes) -> Any:
+        message = parse(raw)  # it is JSON, and not too deep
+        if _HUGE.search(raw):
+            json.loads(raw, parse_float=number, parse_int=number)
+        return message
+
+    return parse_finite
+
+
 # Floats
 
 
@@ -301,14 +341,7 @@ class _Floats:
         """A float field is in this message, or in one that it may hold."""
         found = self._reachable.get(descriptor.full_name)
         if found is None:
-            seen: dict[str, Descriptor] = {}
-            waiting = [descriptor]
-            while waiting:
-                one = waiting.pop()
-                if one.full_name not in seen:
-                    seen[one.full_name] = one
-                    waiting.extend(field.message_type for field in one.fields if field.message_type is not None)
-            found = any(field.type == field.TYPE_FLOAT for one in seen.values() for field in one.fields)
+            found = any(field.type == field.TYPE_FLOAT for one in _reachable(descriptor) for field in one.fields)
             self._reachable[descriptor.full_name] = found
         return found
 

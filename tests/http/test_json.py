@@ -62,6 +62,7 @@ def read(codec: Codec, text: str) -> Any:
             '{"any":{"@type":"type.googleapis.com/google.protobuf.Duration","value":"1s"}}',
         ),
         ('{"st": "\\ud83d\\ude00\\u2028"}', '{"st":"😀\u2028"}'),
+        ('{"value": 1e300, "st": "1e999"}', '{"st":"1e999","value":1e+300}'),
         ('{"oi32": 0, "ost": "", "ca": ""}', '{"oi32":0,"ost":"","ca":""}'),
     ],
 )
@@ -133,6 +134,10 @@ def test_a_mistake_is_told_with_its_field(text: str, message: str, field: str) -
         '{"color": "NOPE"}',
         '{"inner": ' + '{"child": ' * 101 + "{}" + "}" * 102,
         '{"value": ' + "[" * 2000 + "]" * 2000 + "}",
+        '{"value": 1e999}',
+        '{"rvalue": [{"a": [-1E+400]}]}',
+        '{"value": ' + "9" * 400 + "}",
+        '{"any": {"@type": "type.googleapis.com/google.protobuf.Value", "value": 1e999}}',
         '{"nope": ' + "[" * 100_000 + "]" * 100_000 + "}",
     ],
 )
