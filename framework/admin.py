@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import html
 import importlib
 import ipaddress
@@ -314,7 +315,10 @@ async def admin_pages(settings: AdminSettings, watched: Watched, *, shared: bool
         return
     host = settings.host.strip("[]")
     with _listening(host, settings.port, shared=shared) as listener:
-        serving = asyncio.create_task(_serve(watched, listener, any_host=not _is_loopback(host)), name="admin pages")
+        pages = Pages(watched)
+        serving = asyncio.create_task(
+            _serve(pages, watched.metrics, listener, any_host=not _is_loopback(host)), name="admin pages"
+        )
         try:
             port = listener.getsockname()[1]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -325,7 +329,7 @@ async def admin_pages(settings: AdminSettings, watched: Watched, *, shared: bool
             await asyncio.wait([serving])
 
 
-async def _serve(watched: Watched, listener: socket.socket, *, any_host: bool) -> None:
+async def _serve(pages: Pages, metrics: Callable[[], bytes], listener: socket.socket, *, any_host: bool) -> None:
     """Serve the pages until cancelled; what that takes is loaded when the first client comes, and most never do."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
@@ -334,25 +338,29 @@ async def _serve(watched: Watched, listener: socket.socket, *, any_host: bool) -
         await asked.wait()
     finally:
         loop.remove_reader(listener)
-    web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
-    app = application(Pages(watched), watched.metrics, any_host=any_host)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
-    await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
-        await loop.create_future()
-    finally:
-        await runner.cleanup()
+        web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
+        app = application(pages, metrics, any_host=any_host)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listener).start()
+            await loop.create_future()
+        finally:
+            await runner.cleanup()
+    except Exception:
+        log.exception("there are no admin pages")
+        listener.close()  # so that nobody waits for them
 
 
 def _listening(host: str, first: int, *, shared: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     last = min(first + PLACES, 65535) if shared and first else first
     for port in range(first, last + 1):
         try:
+            family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             listener = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
-            if port < last:
+            if port < last and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
             what = f"port {first} on {host} is in use or may not be used" if first else f"cannot listen on {host}"
             raise ConfigError(

@@ -216,7 +216,14 @@ class TlsFiles:
         self.current = read(settings, where, now())
         self._followers: list[Callable[[], object]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._context: tuple[Material, ssl.SSLContext] | None = None
         _in_use.add(self)
+
+    def context(self) -> ssl.SSLContext:
+        """For clients who connect by name; the same until the files change. Raises OSError, see `client_context`."""
+        if self._context is None or self._context[0] is not self.current:
+            self._context = self.current, client_context(self.settings, self.current, named=True)
+        return self._context[1]
 
     def follow(self, callback: Callable[[], object] = lambda: None) -> Callable[[], None]:
         """Look at the files, and call back when `current` has changed, until what is returned is called."""
@@ -329,22 +336,31 @@ class ServerContext(ssl.SSLContext):
         return self.fresh().wrap_bio(*args, **kwargs)
 
 
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""What grpc offers below TLS 1.3; RFC 9113 bans most others for HTTP/2."""
+
+
 def client_context(settings: ServerTls | ClientTls, material: Material, *, named: bool) -> ssl.SSLContext:
     """A context for clients of HTTP/2, who verify the server's certificate.
 
     Args:
         named: and the name in it, which has to be among its alternative names, as gRPC has it; else somebody else does.
+
+    Raises:
+        OSError: the files have been replaced by some that cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = named
     context.hostname_checks_common_name = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(["h2"])
     if material.ca:
         context.load_verify_locations(cadata=material.ca.decode("ascii", "ignore"))
     else:
         context.load_default_certs()
-    if settings.certificate:
-        context.load_cert_chain(settings.certificate, settings.key or None)
+    if settings.certificate:  # nobody is asked for a pass phrase
+        context.load_cert_chain(settings.certificate, settings.key or None, password=lambda: "")
     return context
 
 
@@ -353,7 +369,7 @@ def server_context(settings: ServerTls, material: Material) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if settings.minimum == "1.3" else ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(settings.certificate, settings.key or None)
+    context.load_cert_chain(settings.certificate, settings.key or None, password=lambda: "")
     if material.ca:
         context.load_verify_locations(cadata=material.ca.decode("ascii", "ignore"))
         context.verify_mode = ssl.CERT_REQUIRED if settings.clients == "required" else ssl.CERT_OPTIONAL

@@ -110,7 +110,7 @@ class Direct:
                 if self._secure is not None:
                     shown = {"ssl": self._secure(), "server_hostname": self._server_name}
                     shown["ssl_shutdown_timeout"] = SHUTDOWN
-                transport, connection = await loop.create_connection(
+                _, connection = await loop.create_connection(
                     lambda: Connection(self._max_message, self._interval, self._timeout, self._changed),
                     self._host,
                     self._port,
@@ -118,9 +118,11 @@ class Direct:
                 )
                 if not connection.lost:
                     self._connections.add(connection)
-                if shown and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
-                    raise OSError("it speaks no HTTP/2")
                 await connection.greeted
+        except ssl.SSLCertVerificationError as error:
+            if not self._closed:
+                self._closed = True  # until there are other certificates, and then there is another of this
+                log.warning("calls to %s go through grpc: %s", self._address, error.verify_message)
         except (OSError, TimeoutError, ValueError, OverflowError):  # the last two: no host, or no port
             if connection is not None:
                 connection.abort()

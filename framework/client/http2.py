@@ -185,6 +185,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # over TCP it is one
         self._transport = transport
+        secured = transport.get_extra_info("ssl_object")
+        if secured is not None and secured.selected_alpn_protocol() != "h2":
+            transport.abort()
+            return
         settings = (
             *((TABLE_SIZE, 0), (ENABLE_PUSH, 0), (INITIAL_WINDOW, LARGEST_WINDOW)),
             (HEAD_SIZE, LARGEST_HEAD),
@@ -202,6 +206,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         self._leave()  # what came before has been read, and nothing more may be sent
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()  # or one of TLS would take what it does not send
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
@@ -231,7 +237,7 @@ class Connection(asyncio.Protocol):
 
     def _hang_up(self) -> None:
         self._flush()
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
 
     def _write(self, data: bytes) -> None:

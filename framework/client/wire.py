@@ -14,7 +14,6 @@ import contextlib
 import contextvars
 import math
 import re
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ import grpc
 import grpc.aio
 
 from framework.call import ABANDONED, OK, Call, Handler, Metadata, Method, Outcome, Reply, Stream
-from framework.certificates import Material, TlsFiles, client_context
+from framework.certificates import Material, TlsFiles
 from framework.client.direct import Direct
 from framework.client.upload import WRITE_FAILED, Feed, settled, trailer_of
 from framework.codec import decoder, encoder
@@ -45,6 +44,7 @@ from framework.errors import (
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.loop import guard_loop
 from framework.policy import KeepaliveSettings
+from framework.tls import SYSTEM
 
 _MADE_HERE = frozenset(
     {
@@ -97,7 +97,7 @@ class GrpcTransport:
         tls: whom to trust, and what to show; None is plain text.
         server_name: the name that the certificate of the instance has to have; empty is the host of the address.
         trusted: the only certificate to trust, in PEM; empty is those of the authorities.
-        direct: calls with one request and one reply go past grpc where they can; not with only one certificate trusted.
+        direct: calls with one request and one reply go past grpc where they can; not with the machine's authorities.
 
     Attributes:
         direct: the way past grpc, if there may be one.
@@ -144,13 +144,14 @@ class GrpcTransport:
         self._channel: Any = None
         self._watcher: asyncio.Task[None] | None = None
         self.direct: Direct | None = None
-        if direct and not (trusted or self._interceptors) and Direct.reaches(address):
+        known = tls is None or tls.settings.ca != SYSTEM  # grpc has its own idea of what the machine trusts
+        if direct and known and not (trusted or self._interceptors) and Direct.reaches(address):
             self.direct = Direct(
                 address,
                 connect_timeout=connect_timeout,
                 max_message=max_message,
                 keepalive=keepalive,
-                secure=None if tls is None else self._context,
+                secure=None if tls is None else tls.context,
                 server_name=server_name,
             )
 
@@ -180,12 +181,6 @@ class GrpcTransport:
         return grpc.aio.secure_channel(
             self._address, credentials, options=self._options, interceptors=self._interceptors
         )
-
-    def _context(self) -> ssl.SSLContext:
-        """What the direct way speaks TLS with: the certificates of grpc's own connection. Raises OSError."""
-        assert self._tls is not None
-        assert self._material is not None
-        return client_context(self._tls.settings, self._material, named=True)
 
     async def _ask_why(self) -> str:
         """Why there is no connection, which grpc tells only to a call that fails of it."""

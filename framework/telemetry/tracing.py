@@ -85,9 +85,13 @@ _ready: list[tuple[int, Metadata]] = []
 
 def _make_ready() -> tuple[int, Metadata]:
     """More of them, and one to take."""
-    made = [_bits(192) for _ in range(BATCH)]
-    _ready.extend((ids, ((TRACEPARENT, f"00-{ids.to_bytes(24, 'big').hex('-', -16)}-02"),)) for ids in made)
-    return _ready.pop()
+    made: list[tuple[int, Metadata]] = []
+    for _ in range(BATCH):
+        ids = _bits(192)
+        made.append((ids, ((TRACEPARENT, f"00-{ids.to_bytes(24, 'big').hex('-', -16)}-02"),)))
+    taken = made.pop()
+    _ready.extend(made)
+    return taken
 
 
 def _differ() -> None:
@@ -185,7 +189,10 @@ class ClientTracing:
         """The same where the spans need not be made by the SDK."""
         context = get_current()
         if not (context or call.metadata) and self.w3c:  # nobody has said anything: as most calls begin
-            ids, unsampled = _ready.pop() if _ready else _make_ready()
+            try:
+                ids, unsampled = _ready.pop()
+            except IndexError:
+                ids, unsampled = _make_ready()
             if not self.emit.decide(ids >> 64):
                 call.metadata = unsampled
                 return None

@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from framework import connect
 from framework.certificates import TlsFiles, client_context
 from framework.client.direct import Direct
+from framework.client.wire import GrpcTransport
 from framework.policy import KeepaliveSettings
-from framework.tls import ClientTls
+from framework.tls import SYSTEM, ClientTls
 from tests.client.test_direct import way
 from tests.invariants.conftest import until
 from tests.invariants.echo import EchoClient, text
 from tests.tls.lab import Folder, serving, settings
+
+ENCRYPTED = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+    Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+)
 
 
 @asynccontextmanager
@@ -31,7 +38,7 @@ async def going(address: str, client: ClientTls, name: str = "") -> AsyncIterato
         connect_timeout=5,
         max_message=1 << 20,
         keepalive=KeepaliveSettings(),
-        secure=lambda: client_context(client, files.current, named=True),
+        secure=files.context,
         server_name=name,
     )
     direct.connect()
@@ -74,6 +81,29 @@ async def test_a_common_name_is_no_name(certs: Folder) -> None:
     assert context.check_hostname
     assert context.hostname_checks_common_name is False
     assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+def test_one_context_until_the_files_change(certs: Folder) -> None:
+    """It is made when it is first needed; a pass phrase of a key that was put there since is asked of nobody."""
+    shown = certs.client()
+    files = TlsFiles(shown, "client.tls")
+    first = files.context()
+    assert files.context() is first
+    certs.pair("caller", force=True)
+    files.look()
+    files.look()
+    assert files.context() is not first
+    Path(shown.key).write_bytes(ENCRYPTED)
+    with pytest.raises(OSError, match="SSL"):
+        client_context(shown, files.current, named=True)
+
+
+@pytest.mark.parametrize(("ca", "there"), [("", True), (SYSTEM, False)])
+async def test_authorities_of_the_machine_are_left_to_grpc(certs: Folder, ca: str, there: bool) -> None:
+    """It may have others than the standard library, and be told so by its own variable."""
+    files = TlsFiles(ClientTls(ca=ca or certs.ca), "client.tls")
+    transport = GrpcTransport("127.0.0.1:1", connect_timeout=1, max_message=1 << 20, tls=files, direct=True)
+    assert (transport.direct is not None) is there
 
 
 async def test_nobody_else_is_believed(certs: Folder, tmp_path: Path) -> None:
