@@ -84,6 +84,9 @@ def recording(outcomes: list[Outcome]) -> Interceptor:
     """An interceptor that keeps how calls ended."""
 
     def interceptor(method: Method[Any, Any], next: Handler) -> Handler:
+        if method.service.startswith("grpc."):  # another test may ask after an instance that had this port before
+            return next
+
         async def handler(call: Call) -> Reply:
             call.on_end(outcomes.append)
             return await next(call)
