@@ -18,15 +18,17 @@ What may be shed is admitted only where it is known to do no harm: up to a share
 lately while all was well, though of no less than the minimum. All else may use the limit itself, which begins high: a
 server does not know at first how many calls at once are too many, and must not turn its users away to find out.
 
-    gradient = clamp(1.5 * long / short, 0.5, 1)
+    gradient = clamp(max(1.5 * long, 0.02 s) / short, 0.5, 1)
     short    = mean latency of the window
     long     = its exponential average over 600 windows, expired calls left out; it falls by a twentieth with every
                window in which it is more than twice the short one, so that it recovers from a long overload
 
 Source: `Gradient2Limit` of Netflix's concurrency-limits. It keeps growing while all calls end with the same timeout,
 because constant latency looks healthy (its issue 137), and it does not shrink while the deadlines of the callers keep
-fewer calls in flight than half of it; here expired calls lower it, from what was in flight. Shares of the limit by
-criticality: "Site Reliability Engineering", chapter 21.
+fewer calls in flight than half of it; here expired calls lower it, from what was in flight. It also shrinks when calls
+of one millisecond take two, say while another process needs the CPUs for a moment; here latency counts only from where
+a refused client would have to wait as long. Shares of the limit by criticality: "Site Reliability Engineering",
+chapter 21.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ MAX_EXPIRED = 0.1
 """Share of expired calls in a window with which the limit does not grow."""
 
 MIN_PUSHBACK, MAX_PUSHBACK = 0.02, 1.0
-"""Seconds that a refused client is asked to stay away, jitter aside."""
+"""Seconds that a refused client is asked to stay away, jitter aside. Calls that take less than the first do not show
+an overload: to refuse one would make its client wait longer than to let it in."""
 
 
 class Limiter:
@@ -171,7 +174,8 @@ class Limiter:
         count = self._count + self._expired
         self._short = short = (self._seconds + self._expired_seconds) / count
         limit = self._limit
-        gradient = max(0.5, min(1.0, TOLERANCE * self._long / short)) if short and self._windows else 1.0
+        tolerable = max(TOLERANCE * self._long, MIN_PUSHBACK)
+        gradient = max(0.5, min(1.0, tolerable / short)) if short and self._windows else 1.0
         if self._expired > MAX_EXPIRED * count:
             gradient = min(gradient, 1.0 - self._expired / count / 2)
             limit = min(limit, float(self._peak)) * gradient
