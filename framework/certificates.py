@@ -219,10 +219,10 @@ class TlsFiles:
         self._context: tuple[Material, ssl.SSLContext] | None = None
         _in_use.add(self)
 
-    def context(self) -> ssl.SSLContext:
+    def context(self, protocol: str = "h2") -> ssl.SSLContext:
         """For clients who connect by name; the same until the files change. Raises OSError, see `client_context`."""
         if self._context is None or self._context[0] is not self.current:
-            self._context = self.current, client_context(self.settings, self.current, named=True)
+            self._context = self.current, client_context(self.settings, self.current, named=True, protocol=protocol)
         return self._context[1]
 
     def follow(self, callback: Callable[[], object] = lambda: None) -> Callable[[], None]:
@@ -340,11 +340,14 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """What grpc offers below TLS 1.3; RFC 9113 bans most others for HTTP/2."""
 
 
-def client_context(settings: ServerTls | ClientTls, material: Material, *, named: bool) -> ssl.SSLContext:
-    """A context for clients of HTTP/2, who verify the server's certificate.
+def client_context(
+    settings: ServerTls | ClientTls, material: Material, *, named: bool, protocol: str = "h2"
+) -> ssl.SSLContext:
+    """A context for clients, who verify the server's certificate.
 
     Args:
         named: and the name in it, which has to be among its alternative names, as gRPC has it; else somebody else does.
+        protocol: that is spoken, by its name in ALPN.
 
     Raises:
         OSError: the files have been replaced by some that cannot be used.
@@ -354,7 +357,7 @@ def client_context(settings: ServerTls | ClientTls, material: Material, *, named
     context.hostname_checks_common_name = False
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     if material.ca:
         context.load_verify_locations(cadata=material.ca.decode("ascii", "ignore"))
     else:

@@ -281,6 +281,9 @@ class _Trouble(Exception):
 class _Agent:
     """The questions we put to the agent. Every method may raise _Trouble and nothing else.
 
+    When the files of TLS have changed, what is asked from then on is asked over new connections; the answers that are
+    awaited on the old ones still come.
+
     py-consul's own calls are used where they do what they should. Its `health.service` has no consistency and fails
     without an index, and its `service_definition` sends no token.
     """
@@ -288,7 +291,8 @@ class _Agent:
     def __init__(self, settings: ConsulSettings, token: str | None) -> None:
         self._settings = settings
         self._token = token
-        self._tls = settings.ssl_context()
+        self._files = settings.tls_files()
+        self._leave: Callable[[], None] = lambda: None
         self._client: _Client | None = None
 
     async def register(self, registration: dict[str, Any]) -> None:
@@ -356,18 +360,18 @@ class _Agent:
 
     async def close(self) -> None:
         """Close the connections."""
+        self._leave()
         if self._client is not None:
             await self._client.close()
             self._client = None
 
     async def _ask(self, question: Callable[[_Client], Awaitable[T]], wait: float = 0.0) -> T:
-        if self._client is None:
-            self._client = _Client(self._settings, self._tls)
-            if self._token is not None:  # py-consul lets the environment win over it
-                self._client.token = self._token
+        client = None
         try:
+            client = await self._current()
+            client.questions += 1
             async with asyncio.timeout(ANSWER + wait):
-                return await question(self._client)
+                return await question(client)
         except TimeoutError:
             raise _Trouble(f"no answer in {ANSWER + wait:.3g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -380,6 +384,30 @@ class _Agent:
             raise _Trouble(_line(error)) from error
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise _Trouble(f"an answer that cannot be read: {_line(repr(error))}") from error
+        finally:
+            if client is not None:
+                client.questions -= 1
+                if client is not self._client and not client.questions:
+                    await client.close()
+
+    async def _current(self) -> _Client:
+        """The client that asks with the files as they are. Raises OSError when they cannot be used at this moment."""
+        tls = None
+        if self._files is not None:
+            tls = self._files.context("http/1.1")
+            if not self._settings.verify:
+                tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+        client = self._client
+        if client is not None and client.tls is tls:
+            return client
+        self._client = fresh = _Client(self._settings, tls)
+        if self._token is not None:  # py-consul lets the environment win over it
+            fresh.token = self._token
+        if client is None and self._files is not None:
+            self._leave = self._files.follow()
+        if client is not None and not client.questions:
+            await client.close()
+        return fresh
 
 
 class _Http(consul.aio.HTTPClient):  # type: ignore[misc]  # py-consul has no types
@@ -393,13 +421,21 @@ class _Http(consul.aio.HTTPClient):  # type: ignore[misc]  # py-consul has no ty
 
 
 class _Client(consul.aio.Consul):  # type: ignore[misc]  # py-consul has no types
+    """py-consul's client of one agent.
+
+    Attributes:
+        tls: what it connects with.
+        questions: that are not answered yet.
+    """
+
     def __init__(self, settings: ConsulSettings, tls: ssl.SSLContext | None) -> None:
-        self._tls = tls
+        self.tls = tls
+        self.questions = 0
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         super().__init__(host, settings.port, scheme="https" if tls else "http", dc=settings.datacenter or None)
 
     def http_connect(self, host: str, port: int, scheme: str, verify: object = True, cert: object = None) -> _Http:
-        return _Http(host, port, self._tls)
+        return _Http(host, port, self.tls)
 
 
 def _cause(error: Exception) -> str:

@@ -10,15 +10,15 @@ first look would cost up to an interval.
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Self, cast, get_args
 from urllib.parse import parse_qsl, urlsplit
 
+from framework.certificates import TlsFiles
 from framework.discovery import Instance, Snapshot
 from framework.errors import ConfigError
-from framework.tls import MUTUAL, TLS
+from framework.tls import MUTUAL, SYSTEM, TLS, ClientTls
 
 Kind = Literal["auto", "grpc", "grpc-tls", "ttl"]
 
@@ -138,25 +138,13 @@ class ConsulSettings:
             hold=hold,
         )
 
-    def ssl_context(self) -> ssl.SSLContext | None:
+    def tls_files(self) -> TlsFiles | None:
         """What to trust and to present; None without TLS.
 
         Raises:
             ConfigError: a file that cannot be used.
         """
-        if not self.tls:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=self.ca or None)
-            if self.cert:
-                context.load_cert_chain(self.cert, self.key or None)
-        except OSError as error:  # and with it ssl.SSLError
-            named = " or ".join(name for name in (self.ca, self.cert, self.key) if name)
-            raise ConfigError(f"{self}: {named} cannot be used: {error.strerror or error}.") from error
-        if not self.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+        return TlsFiles(ClientTls(self.cert, self.key, self.ca or SYSTEM), "registry") if self.tls else None
 
     @property
     def url(self) -> str:

@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 from google.protobuf.descriptor import ServiceDescriptor
 
 from framework.call import Handler, Method
-from framework.errors import Internal, InvalidArgument, NotFound, RpcError, Unimplemented
+from framework.errors import Code, Internal, InvalidArgument, NotFound, RpcError, Unimplemented
 from framework.http import connect, grpc_web
+from framework.http.admission import CLIENT
 from framework.http.cors import Cors, respond
-from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Send
+from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Send, peer_of
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
 from framework.http.methods import declared_rules, files_of
@@ -30,8 +31,9 @@ from framework.http.rules import default_rule
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
 from framework.http.websocket import serve_websocket
+from framework.logs import RequestLines
 from framework.options import method_of
-from framework.telemetry.http import ROUTE, watched
+from framework.telemetry.http import ROUTE, trace_ids, watched
 from framework.telemetry.telemetry import Telemetry
 from framework.telemetry.telemetry import telemetry as current_telemetry
 
@@ -68,7 +70,9 @@ class HttpApp:
         report: bool = True,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._watched = watched(self._answer, telemetry or current_telemetry())
+        telemetry = telemetry or current_telemetry()
+        self._watched = watched(self._answer, telemetry)
+        self._lines = RequestLines(telemetry.settings.logs)
         services = tuple({service.full_name: service for service in services}.values())
         self.services = services
         self.settings = settings or HttpSettings()
@@ -118,8 +122,22 @@ class HttpApp:
                 return
             with contextlib.suppress(Gone):
                 await self._serve(exchange)
+            if not exchange.called and (exchange.refused is not None or exchange.status >= 400):
+                self.note(scope, exchange.status, *(exchange.refused or (Code.UNIMPLEMENTED, "")))
         elif kind == "websocket":
             await serve_websocket(self, scope, receive, send)
+
+    def note(self, scope: Scope, status: int, code: Code, message: str) -> None:
+        """Write the line of a request that was turned away before a call was made for it."""
+        fields = {
+            "request": f"{scope.get('method', 'GET')[:20]} {raw_path(scope)[:200]}",
+            "status": status,
+            "peer": scope.get(CLIENT) or peer_of(scope),
+            "request_id": dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1"),
+            **trace_ids(),
+            "error": message,
+        }
+        self._lines(code, {name: said for name, said in fields.items() if said})
 
     async def _serve(self, exchange: Exchange) -> None:
         try:

@@ -111,6 +111,7 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
 
 async def refuse(rpc: RpcMethod, exchange: Exchange, error: RpcError) -> None:
     """Answer a request with an error, before it is looked at."""
+    exchange.failed(error)
     kind = base_type(exchange.headers.get(b"content-type", b""))
     if kind not in STREAM:
         await _fail(rpc, exchange, error, None)
@@ -179,6 +180,7 @@ async def _fail(
     headers: Iterable[tuple[bytes, bytes]] = (),
     status: int | None = None,
 ) -> None:
+    exchange.failed(error)
     trailer = error.metadata or (call.trailer if call is not None else ())
     sent: Headers = [(b"content-type", b"application/json"), *headers]
     sent += _metadata(call.header if call is not None else (), trailer)
@@ -215,6 +217,7 @@ async def _stream(rpc: RpcMethod, exchange: Exchange, name: str) -> None:
         encoding = known_encoding(exchange.headers.get(b"connect-content-encoding"))
         timeout = timeout_of(exchange.headers, rpc.settings.max_timeout)
     except RpcError as error:
+        exchange.failed(error)
         await exchange.start(200, headers(None), pack=False)
         await exchange.finish(end(None, error))
         return

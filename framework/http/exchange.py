@@ -169,6 +169,9 @@ class Exchange:
         query: as it was sent.
         headers: the last of each name.
         started: the response has begun.
+        status: of the response, once it has begun.
+        called: a call was made for it.
+        refused: the error that it ended with before one was.
     """
 
     __slots__ = (
@@ -176,14 +179,17 @@ class Exchange:
         "_packer",
         "_send",
         "_written",
+        "called",
         "headers",
         "http",
         "inbox",
         "path",
         "query",
+        "refused",
         "scope",
         "settings",
         "started",
+        "status",
     )
 
     def __init__(
@@ -196,7 +202,9 @@ class Exchange:
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.inbox = Inbox(receive, live)
-        self.started = False
+        self.started = self.called = False
+        self.status = 0
+        self.refused: tuple[Code, str] | None = None
         self._send = send
         self._head = self.http == "HEAD"
         self._packer: compression.Packer | None = None
@@ -322,7 +330,13 @@ class Exchange:
             wire=self.scope.get(PEER),
         )
         call.identity = self.scope.get(IDENTITY)
+        self.called = True
         return call
+
+    def failed(self, error: RpcError) -> None:
+        """Keep what the log is told when no call was made; not the error, whose traceback leads back here."""
+        if not self.called:
+            self.refused = error.code, error.message
 
     # The response
 
@@ -336,6 +350,7 @@ class Exchange:
         if status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(body)))
         self.started = True
+        self.status = status
         await self._emit({"type": "http.response.start", "status": status, "headers": headers})
         if not self.inbox.complete:
             await self._emit({"type": "http.response.body", "body": b"" if self._head else body, "more_body": True})
@@ -351,6 +366,7 @@ class Exchange:
                 self._packer = compression.packer(name)
                 headers.append((b"content-encoding", name.encode()))
         self.started = True
+        self.status = status
         await self._emit({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, part: bytes) -> None:

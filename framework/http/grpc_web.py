@@ -56,6 +56,7 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
         encoding = known_encoding(exchange.headers.get(b"grpc-encoding"))
         timeout = timeout_of(exchange.headers, rpc.settings.max_timeout)
     except RpcError as error:
+        exchange.failed(error)
         sent = headers(None)
         sent.append((b"grpc-accept-encoding", ",".join(compression.NAMES).encode()))
         await exchange.start(200, sent, pack=False)
@@ -68,6 +69,7 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
 
 async def refuse(rpc: RpcMethod, exchange: Exchange, error: RpcError) -> None:
     """Answer a request with an error, before it is looked at."""
+    exchange.failed(error)
     kind = base_type(exchange.headers.get(b"content-type", b""))
     _, as_text = _TYPES.get(kind, ("proto", False))
     await exchange.start(200, [(b"content-type", kind)], pack=False)

@@ -238,6 +238,7 @@ async def fail(
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
     """Answer a request with an error, as `google.rpc.Status`."""
+    exchange.failed(error)
     shown = text(details.status(error.code, error.message, error.details))
     sent: Headers = [(b"content-type", b"application/json"), *headers]
     sent += retry_after(error)

@@ -238,6 +238,7 @@ async def converse(
         await Conduct(call, exchange.inbox).run(_replies, rpc, call, coding, output, dialect)
     except RpcError as error:
         failure = error
+        exchange.failed(error)
     finally:
         output.close()
     last = dialect.end(call, failure)

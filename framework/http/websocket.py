@@ -112,6 +112,7 @@ def _route(app: HttpApp, path: str) -> Found[RestRoute]:
 
 
 async def _deny(app: HttpApp, scope: Scope, send: Send, error: RpcError) -> None:
+    app.note(scope, HTTP_STATUS[error.code], error.code, error.message)
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": CLOSE_FAILED + error.code, "reason": error.message[:60]})
         return

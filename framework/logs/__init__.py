@@ -4,7 +4,7 @@ Reading order: `redaction` (pure: what is hidden), `output` (the format, where `
 `lines` (whether a call has a line, and which).
 """
 
-from framework.logs.lines import CallLines
+from framework.logs.lines import CallLines, RequestLines
 from framework.logs.output import configure_logging
 
-__all__ = ["CallLines", "configure_logging"]
+__all__ = ["CallLines", "RequestLines", "configure_logging"]

@@ -158,6 +158,39 @@ class CallLines:
         return line
 
 
+class RequestLines:
+    """Writes the lines of requests that are turned away before a call is made for them.
+
+    Args:
+        settings: of the lines of calls served.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, settings: LogSettings, *, clock: Callable[[], float] = time.time) -> None:
+        self._which = settings.server
+        self._clock = clock
+        self._allowance = Allowance(settings.per_second, 1.0, random.Random())
+
+    def __call__(self, code: Code, fields: dict[str, Any]) -> None:
+        """Write a line.
+
+        Args:
+            code: of the error that the client was sent.
+            fields: what stands in it, the `request` among them.
+        """
+        level = level_of(code, "server")
+        if self._which == "none" or not log.isEnabledFor(level):
+            return
+        now = self._clock()
+        if self._allowance.take(now):
+            fields = {key: redaction.text(said) if isinstance(said, str) else said for key, said in fields.items()}
+            fields["code"] = code.name
+            if self._allowance.without:
+                fields["without_line"] = self._allowance.without
+                self._allowance.without = 0
+            _write(now, level, "refused", fields)
+
+
 def fields_of(call: Call, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """What stands in the line of a call."""
     fields: dict[str, Any] = {
@@ -188,8 +221,8 @@ def _write(now: float, level: int, event: str, fields: dict[str, Any]) -> None:
     if output is None:
         log.log(
             level,
-            "%s %s %s in %s ms",
-            *(event, fields["method"], fields["code"], fields["ms"]),
+            "%s %s %s" + (" in %s ms" if "ms" in fields else ""),
+            *(event, *(fields[name] for name in ("method", "request", "code", "ms") if name in fields)),
             extra={"fields": fields},
         )
         return

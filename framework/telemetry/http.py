@@ -33,6 +33,16 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+def trace_ids() -> dict[str, str]:
+    """The ids of the span of the request that is being served, for the log."""
+    from opentelemetry.trace import get_current_span
+
+    context = get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
+
 def watched(app: App, telemetry: Telemetry) -> App:
     """An ASGI application whose requests are watched; the same one when nobody wants to know."""
     tracer, metrics = telemetry.tracer, telemetry.settings.metrics

@@ -114,7 +114,7 @@ def test_registry_says_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("consul://host?interval=often", "interval and hold are numbers of seconds"),
         ("consul://host?interval=0", "every 0.1 to 3600 seconds"),
         ("consul://host?verify=maybe", "verify is true or false"),
-        ("consul://host?ca=/no/such/file.pem", "/no/such/file.pem cannot be used: No such file"),
+        ("consul://host?ca=/no/such/file.pem", "registry.ca: /no/such/file.pem cannot be read: no such file"),
         ("static://host", "'host' in 'static://host' is not an address"),
     ],
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+import shutil
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +61,49 @@ async def test_an_agent_that_does_not_take_it(certs: Folder, consul_agent: MakeA
             await registry.services()
     assert f"Consul at https://{agent.address} does not answer" in str(caught.value)
     assert "certificate" in str(caught.value)
+
+
+async def test_its_files_are_followed(
+    certs: Folder, consul_agent: MakeAgent, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is asked after a change is asked with the new files; those that are no use change nothing."""
+    agent = consul_agent(mutual=True)
+    assert agent.cert
+    assert agent.key
+    cert, key, stranger = tmp_path / "agent.pem", tmp_path / "agent.key", certs.pair("caller")
+
+    def put(new_cert: Path | str, new_key: Path | str) -> None:
+        for source, target in ((new_cert, cert), (new_key, key)):
+            shutil.copy(source, target.with_suffix(".new"))
+            target.with_suffix(".new").replace(target)
+
+    async def until(done: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                if await done():
+                    return
+                await asyncio.sleep(0.05)
+
+    async def answers() -> bool:
+        with suppress(ConfigError):
+            await registry.names()
+            return True
+        return False
+
+    async def refused() -> bool:
+        return not await answers()
+
+    async def complained() -> bool:
+        return "registry.certificate" in caplog.text
+
+    put(agent.cert, agent.key)
+    async with aclosing(open_registry(f"consul://{agent.address}?ca={agent.ca}&cert={cert}&key={key}")) as registry:
+        watch = registry.watch("echo")
+        await anext(aiter(watch))  # it asks on, for minutes, on the connection that it has
+        put(stranger.certificate, stranger.key)
+        await until(refused)
+        put(agent.cert, agent.key)
+        await until(answers)
+        cert.write_text("nothing")
+        await until(complained)
+        assert await answers()
