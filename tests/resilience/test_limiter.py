@@ -91,9 +91,9 @@ def test_latency_that_no_refused_client_would_be_spared_is_none_of_overload() ->
         window(limiter, 0.001, limiter.limit)
     before = limiter.limit
     assert window(limiter, 0.02, limiter.limit) > before
-    before = limiter._limit
+    full = limiter._limit
     window(limiter, 0.025, limiter.limit)
-    assert limiter._limit == pytest.approx(before + 0.2 * (before * 0.02 / 0.025 + 4 - before), rel=1e-12)
+    assert limiter._limit == pytest.approx(full + 0.2 * (full * 0.02 / 0.025 + 4 - full), rel=1e-12)
 
 
 def test_in_flight_40_of_100_leaves_the_limit_unchanged() -> None:
