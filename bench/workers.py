@@ -33,9 +33,6 @@ ROUNDS = 80_000
 """Of the loop of a busy call: some milliseconds."""
 
 RELOADS = 5
-PAUSE = 0.03
-"""Seconds between two calls of one connection while workers are replaced: half of what the machine can do. With more,
-starting another process beside them is an overload, and calls are refused as they should be."""
 
 BUSY = Method(SERVICE, "Busy", BytesValue, BytesValue)
 
@@ -192,7 +189,6 @@ async def reloads(service: Running) -> int:
                 await UnaryReply(handler, UNARY, BytesValue(), 10.0)
             except RpcError:
                 failed += 1
-            await asyncio.sleep(PAUSE)
 
     async with contextlib.AsyncExitStack() as exits:
         channels = [

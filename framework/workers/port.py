@@ -132,7 +132,11 @@ def _is_connected(found: socket.socket) -> bool:
 
 
 def _sockets(port: int) -> Iterator[socket.socket]:
-    """The sockets of this process that are bound to a port: grpc's, which it does not hand out."""
+    """The sockets of this process that are bound to a port: grpc's, which it does not hand out.
+
+    Each is found once, though a number that was listed may be that of a copy made here by the time it is looked at.
+    """
+    seen = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
@@ -141,5 +145,9 @@ def _sockets(port: int) -> Iterator[socket.socket]:
         except OSError:
             continue  # closed meanwhile
         with found:
-            if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port:
+            inode = os.fstat(found.fileno()).st_ino
+            if inode in seen or found.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            seen.add(inode)
+            if found.getsockname()[1] == port:
                 yield found

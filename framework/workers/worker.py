@@ -49,6 +49,10 @@ ORPHANED = ""
 LOOK = 0.1
 """Seconds between two looks at how many clients a worker has that retires."""
 
+LAGGARDS = 2.0
+"""Seconds that clients have to follow once they are told to connect anew, on a machine where nobody gets a processor at
+once. Those that are there afterwards have calls that last; a call that reaches the worker after that may be lost."""
+
 STRAYED = 2.0
 """Seconds beyond its grace after which a worker whose supervisor is gone ends, whatever it does."""
 
@@ -230,7 +234,7 @@ def _drain(order: str, drain: Drain) -> Drain:
 async def _emptied(ports: Iterable[int], connection_age: float, orders: asyncio.Queue[str]) -> str:
     """Wait until the clients of a worker that retires have gone elsewhere, or there is another order; returns it."""
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + connection_age * 1.1 + LOOK  # gRPC makes some last a tenth longer
+    give_up = loop.time() + connection_age * 1.1 + LAGGARDS  # gRPC makes some last a tenth longer
     while any(map(connections, ports)) and loop.time() < give_up:
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(orders.get(), LOOK)

@@ -112,6 +112,18 @@ async def test_stopping_to_listen(exits: contextlib.ExitStack) -> None:
     assert connections(port) == 0
 
 
+async def test_a_socket_with_two_numbers(exits: contextlib.ExitStack) -> None:
+    """Other threads open and close sockets meanwhile, and one may be met again under another number."""
+    port = reserve("127.0.0.1", 0, exits)
+    own = exits.enter_context(listening(port))
+    exits.enter_context(own.dup())
+    with socket.create_connection(("127.0.0.1", port)) as client, own.accept()[0] as one, one.dup():
+        assert connections(port) == 1
+        await stop_listening(port)
+        client.sendall(b"still there")
+        assert one.recv(100) == b"still there"
+
+
 def test_as_many_workers_as_cpus(tmp_path: Path) -> None:
     """A container that has a share of the CPUs gets as many workers as make use of it, and never none."""
     mine = len(os.sched_getaffinity(0))
