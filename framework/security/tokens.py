@@ -26,7 +26,7 @@ from framework.identity import Identity
 from framework.security.authentication import Refused, Verified
 from framework.security.files import text_of
 from framework.security.jwks import Key, public_key
-from framework.security.jwt import INTERNAL, checked, header_of, lifetime, words
+from framework.security.jwt import INTERNAL, Signed, checked, lifetime, parse, words
 
 LEEWAY = 5.0
 """Seconds by which the clocks of two services may differ."""
@@ -133,10 +133,11 @@ class Tokens:
         return kept[0]
 
     def _check(self, token: str, audiences: tuple[str, ...], now: float) -> tuple[Identity, str, float]:
-        header = header_of(token)
+        signed = parse(token)
+        header = signed.header
         if header.get("typ") != INTERNAL or "crit" in header:
             raise Refused("what should be a token of a service is none")
-        claims = self._claims(token, header, audiences)
+        claims = self._claims(signed, audiences)
         until = lifetime(claims, now, LEEWAY)
         subject, service, audience = claims.get("sub"), claims["iss"], claims["aud"]
         if not isinstance(subject, str) or not isinstance(audience, str) or not isinstance(service, str):
@@ -153,7 +154,8 @@ class Tokens:
         )
         return identity, audience, until
 
-    def _claims(self, token: str, header: Mapping[str, Any], audiences: tuple[str, ...]) -> Mapping[str, Any]:
+    def _claims(self, token: Signed, audiences: tuple[str, ...]) -> Mapping[str, Any]:
+        header = token.header
         if not self._secrets:
             name = header.get("kid")
             key = self.trusted.get(name) if isinstance(name, str) else None
