@@ -122,7 +122,7 @@ def parse(token: str) -> Signed:
         head, payload, signature = map(_decoded, raw.split(b"."))
         header = json.loads(head)
     except (ValueError, RecursionError):
-        header = None
+        raise Refused("the token is malformed") from None
     if not isinstance(header, dict):
         raise Refused("the token is malformed")
     return Signed(header, raw[: raw.rindex(b".")], payload, signature)
