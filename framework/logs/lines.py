@@ -178,7 +178,7 @@ class RequestLines:
             code: of the error that the client was sent.
             fields: what stands in it, the `request` among them.
         """
-        level = level_of(code, "server")
+        level = min(level_of(code, "server"), logging.WARNING)  # a defect of ours has its own line
         if self._which == "none" or not log.isEnabledFor(level):
             return
         now = self._clock()
