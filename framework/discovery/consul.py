@@ -18,6 +18,7 @@ import os
 import random
 import secrets
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -416,7 +417,12 @@ class _Http(consul.aio.HTTPClient):  # type: ignore[misc]  # py-consul has no ty
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         consul.base.HTTPClient.__init__(self, host, port, "https" if tls else "http")
-        connector = aiohttp.TCPConnector(limit=0, ssl=tls if tls else True)
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            ssl=tls if tls else True,
+            # else the connection of a question that is given up outlives the session: it waits for the agent's goodbye
+            enable_cleanup_closed=sys.version_info < (3, 12),
+        )
         self._session = aiohttp.ClientSession(connector=connector)
 
 
