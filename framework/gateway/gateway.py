@@ -40,6 +40,7 @@ from framework.interceptors.identity import signer
 from framework.reload import watch
 from framework.security.authentication import Authenticator
 from framework.security.guard import Guard, guarded
+from framework.security.rules import has_rules
 from framework.security.validation import validating
 from framework.signals import serve_until_signal
 from framework.telemetry.telemetry import telemetry_for
@@ -210,6 +211,7 @@ class Running:
         self._http = HttpSettings.of(web)
         rules = (validating(required=False),) if web.validate else ()
         self._interceptors = (*rules, *gateway._interceptors)
+        self._blind = not gateway._interceptors
         # Services that are told who calls, signed, do not get what the caller has shown for it.
         told = security is not None and security.signer is not None
         admission = Admission(web, security, gateway._rates, hide=told)
@@ -432,6 +434,10 @@ class Running:
                 self._security.access.held(rpc.method)
         self._app = self.front.app = app
 
+    def _relays(self, method: Method[Any, Any]) -> bool:
+        """Nothing here looks into its messages."""
+        return self._blind and not (self.settings.gateway.validate and has_rules(method.request.DESCRIPTOR))
+
     def _application(self, generations: Iterable[Generation]) -> HttpApp:
         by_pool = {one.checked.services[0].file.pool: one for one in generations}
         services = [service for one in by_pool.values() for service in one.checked.services]
@@ -440,7 +446,7 @@ class Running:
         def bind(method: Method[Any, Any]) -> Handler:
             return binders[method.service].bind(method)
 
-        app = HttpApp(services, bind, self._http, guard=self._guard, live=self._live, report=False)
+        app = HttpApp(services, bind, self._http, guard=self._guard, live=self._live, report=False, relays=self._relays)
         for level, lines in ((logging.WARNING, app.router.ambiguous), (logging.INFO, app.router.overlaps())):
             for line in lines:
                 if line not in self._reported:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -24,6 +25,7 @@ from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Sen
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
 from framework.http.methods import declared_rules, files_of
+from framework.http.relay import relayed
 from framework.http.rest import RestRoute, fail
 from framework.http.routes import BadPath, Router
 from framework.http.rpc import RpcMethod
@@ -54,6 +56,7 @@ class HttpApp:
         live: the calls in flight; shared by applications that take over from each other.
         report: log rules that are never used, or match some of what others do.
         telemetry: what watches the requests; default: that of the service that runs here, or of the process.
+        relays: which methods are passed on as bytes where that can be done, see `relay`; default: none.
 
     Raises:
         RuleError: an annotation that cannot be served.
@@ -69,6 +72,7 @@ class HttpApp:
         live: set[Conduct] | None = None,
         report: bool = True,
         telemetry: Telemetry | None = None,
+        relays: Callable[[Method[Any, Any]], bool] = lambda method: False,
     ) -> None:
         telemetry = telemetry or current_telemetry()
         self._watched = watched(self._answer, telemetry)
@@ -92,11 +96,14 @@ class HttpApp:
             codecs = self.codecs[service.file.pool]
             for descriptor in service.methods:
                 method = method_of(descriptor)
+                rules = (default_rule(method), *declared_rules(descriptor, method))
+                if codecs.native and relays(method) and (bytewise := relayed(method, rules)) is not None:
+                    method = bytewise
+                    rules = tuple(replace(rule, method=method) for rule in rules)
                 handler = bind(method)
                 self.methods[method.path] = RpcMethod(
                     method, handler, codecs, self.settings, rpc_incoming, self.details
                 )
-                rules = (default_rule(method), *declared_rules(descriptor, method))
                 routes += (RestRoute(r, handler, codecs, self.settings, incoming, self.details) for r in rules)
         self.router = Router(routes)
         self.routes = tuple(routes)

@@ -19,6 +19,7 @@ from google.rpc import error_details_pb2
 
 from framework.errors import InvalidArgument
 from framework.http.json import Json, JsonError
+from framework.http.relay import is_relayed
 from framework.http.rules import Rule, find_field, is_map
 from framework.http.text import Convert, converter
 
@@ -263,11 +264,13 @@ class Binder:
 
             return raw
         if self.rule.body == "*":
-            parse = self._codecs.codec(kind).parse
+            codec = self._codecs.codec(kind)
+            relay = is_relayed(self.rule.method) and not self.rule.fields
+            parse, nothing = (codec.pack, bytes) if relay else (codec.parse, kind)
 
             def whole(body: bytes, content_type: str) -> Any:
                 if not body:
-                    return kind()
+                    return nothing()
                 try:
                     return parse(body)
                 except JsonError as error:

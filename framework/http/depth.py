@@ -17,11 +17,12 @@ _STEPS = bytes.maketrans(b"[{]}", b"\1\1\xff\xff")
 
 def too_deep(raw: bytes) -> bool:
     """Whether a parser would go deeper than DEEPEST before it comes to the end, or to a mistake."""
-    if raw.count(b"[") + raw.count(b"{") <= DEEPEST:
+    signs = raw.translate(None, _OTHERS)
+    if signs.count(b"[") + signs.count(b"{") <= DEEPEST:
         return False
     if b"\\" in raw:
-        raw = _ESCAPED.sub(b"", raw)
-    signs = raw.translate(None, _OTHERS).replace(b'""', b"")  # most texts have none of the signs in them
+        signs = _ESCAPED.sub(b"", raw).translate(None, _OTHERS)
+    signs = signs.replace(b'""', b"")  # most texts have none of the signs in them
     if b'"' in signs:
         signs = _TEXT.sub(b"", signs).replace(b'"', b"")
     left = signs

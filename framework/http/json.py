@@ -93,17 +93,21 @@ class JsonOptions:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """ProtoJSON of one message class. Both raise JsonError; the text of an empty message is `{}`, not nothing.
+    """ProtoJSON of one message class. All raise JsonError; the text of an empty message is `{}`, not nothing.
 
     Attributes:
         kind: the message class.
         parse: a message from UTF-8.
         write: UTF-8 from a message, on one line.
+        pack: the bytes of the message that `parse` makes.
+        unpack: what `write` makes of the message that has these bytes.
     """
 
     kind: Any
     parse: Callable[[bytes], Any]
     write: Callable[[Any], bytes]
+    pack: Callable[[bytes], bytes]
+    unpack: Callable[[bytes], bytes]
 
 
 class Json:
@@ -140,13 +144,14 @@ class Json:
             plain = self._plain(kind)
             found = plain if self._registry is None else self._native(kind, plain)
             if any(one.full_name in LOOSE for one in _reachable(descriptor)):
-                found = replace(found, parse=_finite(found.parse))
+                found = replace(found, parse=_finite(found.parse), pack=_finite(found.pack))
             self._codecs[descriptor] = found
         return found
 
     def _plain(self, kind: Any) -> Codec:
         options = self.options
         pool = kind.DESCRIPTOR.file.pool
+        message_of = _message_of(kind)
 
         def parse(raw: bytes) -> Any:
             try:
@@ -173,14 +178,18 @@ class Json:
                 raise JsonError(f"this {kind.DESCRIPTOR.full_name} has no JSON: {_short(str(error))}") from None
             return json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
-        return Codec(kind, parse, write)
+        def pack(raw: bytes) -> bytes:
+            binary: bytes = parse(raw).SerializeToString()
+            return binary
+
+        return Codec(kind, parse, write, pack, lambda binary: write(message_of(binary)))
 
     def _native(self, kind: Any, plain: Codec) -> Codec:
         options, registry, descriptor = self.options, self._registry, kind.DESCRIPTOR
         desc = registry.message(descriptor.full_name)
         native = desc.type
         from_json, from_binary = native.from_json, native.from_binary
-        from_string, serialize = kind.FromString, kind.SerializeToString
+        message_of, serialize = _message_of(kind), kind.SerializeToString
         ignore = options.ignore_unknown
         style = {
             "registry": registry,
@@ -191,21 +200,18 @@ class Json:
         oneofs = checker(descriptor)
         shorten = self._floats.shortener(desc) if self._floats.reachable(descriptor) else None
 
-        def parse(raw: bytes) -> Any:
+        def pack(raw: bytes) -> bytes:
             if too_deep(raw):
                 raise JsonError(f"more than {DEEPEST} objects and lists are inside each other")
             try:
-                binary = from_json(raw, ignore_unknown_fields=ignore, registry=registry).to_binary()
+                binary: bytes = from_json(raw, ignore_unknown_fields=ignore, registry=registry).to_binary()
             except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
                 if not isinstance(error, OverflowError) or "float value out of range" not in str(error):
                     raise _explained(error) from None
                 binary = again(raw)
             if oneofs is not None and (conflict := oneofs(raw)):
                 raise JsonError(conflict)
-            try:
-                return from_string(binary)
-            except DecodeError as error:
-                raise JsonError(_short(str(error))) from None
+            return binary
 
         def again(raw: bytes) -> bytes:
             """With what is as large as a float can be, and printed in decimals, taken for just that."""
@@ -218,15 +224,35 @@ class Json:
 
         def write(message: Any) -> bytes:
             try:
-                shown = from_binary(serialize(message))
+                binary = serialize(message)
+            except EncodeError:
+                return plain.write(message)
+            return unpack(binary)
+
+        def unpack(binary: bytes) -> bytes:
+            try:
+                shown = from_binary(binary)
                 if shorten is not None:
                     shorten(shown)
                 text: str = shown.to_json(**style)
-            except (ValueError, TypeError, ArithmeticError, RecursionError, EncodeError):
-                return plain.write(message)  # more lenient, and it tells where
+            except (ValueError, TypeError, ArithmeticError, RecursionError):
+                return plain.unpack(binary)  # more lenient, and it tells where
             return text.encode()
 
-        return Codec(kind, parse, write)
+        return Codec(kind, lambda raw: message_of(pack(raw)), write, pack, unpack)
+
+
+def _message_of(kind: Any) -> Callable[[bytes], Any]:
+    """Messages of a class from their bytes, which raises JsonError for others."""
+    from_string = kind.FromString
+
+    def message_of(binary: bytes) -> Any:
+        try:
+            return from_string(binary)
+        except DecodeError as error:
+            raise JsonError(_short(str(error))) from None
+
+    return message_of
 
 
 # protobuf-py

@@ -15,6 +15,7 @@ from framework.http.binding import HTTP_BODY
 from framework.http.exchange import Exchange, Gone
 from framework.http.framing import TYPES, Format
 from framework.http.json import Json
+from framework.http.relay import is_relayed
 from framework.http.rules import Rule, find_field, is_map
 from framework.http.status import Headers, text
 
@@ -41,7 +42,8 @@ class Writer:
         if self.raw:
             self.write = lambda reply: self.body(reply).data
         elif field is None:
-            self.write = codecs.codec(kind).write
+            codec = codecs.codec(kind)
+            self.write = codec.unpack if is_relayed(rule.method) else codec.write
         elif field.message_type is not None and single:
             self.write = _message(field, codecs)
         else:

@@ -24,6 +24,7 @@ from framework.http import compression
 from framework.http.exchange import Conduct, Exchange, Gone
 from framework.http.headers import Incoming
 from framework.http.json import Codec, Json, JsonError
+from framework.http.relay import is_relayed, unread
 from framework.http.replies import Output
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
@@ -60,8 +61,10 @@ class RpcMethod:
         self.settings = settings
         self.incoming = incoming
         self.details = details
-        self.proto = Coding(_decode(method.request), method.reply.SerializeToString)
-        self.json = _json(codecs.codec(method.request), codecs.codec(method.reply))
+        reply = codecs.codec(method.reply)
+        relay = is_relayed(method)
+        self.proto = Coding(_decode(method.request), unread if relay else method.reply.SerializeToString)
+        self.json = _json(codecs.codec(method.request), reply.unpack if relay else reply.write)
         self.streaming = method.client_streaming or method.server_streaming
         self.timed = not (method.client_streaming and method.server_streaming)
 
@@ -78,7 +81,7 @@ def _decode(kind: Any) -> Callable[[bytes], Any]:
     return decode
 
 
-def _json(request: Codec, reply: Codec) -> Coding:
+def _json(request: Codec, write: Callable[[Any], bytes]) -> Coding:
     def decode(raw: bytes) -> Any:
         try:
             return request.parse(raw)
@@ -87,7 +90,7 @@ def _json(request: Codec, reply: Codec) -> Coding:
 
     def encode(message: Any) -> bytes:
         try:
-            return reply.write(message)
+            return write(message)
         except JsonError as error:
             raise Internal(error.message) from None
 
