@@ -1,4 +1,5 @@
-"""The library behind an application: in the same process, and behind a channel, which is a gateway."""
+"""The library behind an application: in the same process, and behind a channel, which is a gateway,
+with messages and with bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ def library() -> Library:
     return Library()
 
 
-@pytest_asyncio.fixture(params=["local", "channel"])
+@pytest_asyncio.fixture(params=["local", "channel", "relay"])
 async def app(request: pytest.FixtureRequest, library: Library) -> AsyncIterator[HttpApp]:
     if request.param == "local":
         yield application(library)
         return
     async with Network() as network:
         network.add(Service("library", servicers=[library]))
-        yield HttpApp([SERVICE], network.connect("library").bind)
+        relays = request.param == "relay"
+        yield HttpApp([SERVICE], network.connect("library").bind, relays=lambda method: relays)
