@@ -1,7 +1,7 @@
 """Calls that are passed on as bytes: JSON becomes protobuf and back, and no message is made in between.
 
-That is for a gateway, which looks into few messages, and it is not for every method. A message that can hold itself, or
-anything, may be nested deeper than the peer reads; one with required fields may lack them; and where a rule takes a
+That is for a gateway, which looks into few messages, and it is not for every method. A message that can hold itself,
+or anything, may be nested deeper than the peer reads; one with required fields may lack them; and where a rule takes a
 message apart there has to be one.
 """
 
@@ -47,7 +47,7 @@ def _simple(message: Descriptor) -> bool:
 
     def simple(one: Descriptor) -> bool:
         name = one.full_name
-        if name in above or name in _OPAQUE:
+        if name in above or name in _OPAQUE or one.is_extendable:
             return False
         if name not in done:
             above.add(name)

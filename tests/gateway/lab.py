@@ -160,7 +160,8 @@ class Town:
         servicer = servicer or Shop(proto)
         exit = AsyncExitStack()
         settings = fields.pop("settings", None) or Settings()
-        settings = dataclasses.replace(settings, registry="none", server=ServerSettings(drain=AT_ONCE))
+        server = dataclasses.replace(settings.server, drain=AT_ONCE)
+        settings = dataclasses.replace(settings, registry="none", server=server)
         await exit.enter_async_context(
             service(name, servicer, proto, **fields).running(settings, registry=self.registry)
         )

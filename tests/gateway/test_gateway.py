@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from typing import Any
 
 import httpx
 import pytest
 import websockets
 
 from framework import ConfigError, Unauthenticated
-from framework.config import Drain
+from framework.call import Call, Handler, Method
+from framework.config import Drain, ServerSettings, Settings
 from framework.discovery.consul import ConsulRegistry
 from framework.discovery.targets import open_registry
 from framework.gateway import Gateway
 from framework.identity import Identity
 from framework.security.authentication import Credentials
 from tests.consul_agent import MakeAgent
-from tests.gateway.lab import AT_ONCE, OTHER, Shop, Town, until
+from tests.gateway.lab import AT_ONCE, OTHER, SHOP, Shop, Town, until
 
 
 async def test_every_protocol(town: Town) -> None:
@@ -39,6 +41,39 @@ async def test_every_protocol(town: Town) -> None:
         for number in range(3):
             await socket.send(json.dumps({"name": "a", "number": number}))
             assert json.loads(await socket.recv()) == {"name": "a", "number": number + 1}
+
+
+async def test_interceptors_meet_messages(town: Town) -> None:
+    """Without any, what nobody looks into is passed on as bytes; with them, there are messages."""
+    seen: list[Any] = []
+
+    def looks(method: Method[Any, Any], handler: Handler) -> Handler:
+        async def look(call: Call) -> Any:
+            seen.append(call.request.name)
+            reply: Any = await handler(call)
+            seen.append(reply.number)
+            return reply
+
+        return look
+
+    await town.add("shop")
+    client = await town.client(await town.gateway(gateway=Gateway(interceptors=[looks])))
+    assert (await client.post("/lab.Shop/Get", json={"name": "lamp"})).json() == {"name": "lamp", "number": 7}
+    assert seen == ["lamp", 7]
+
+
+async def test_rules_of_messages_that_would_pass_as_bytes(town: Town) -> None:
+    """A request that breaks its rules does not get to the service; without `validate` it does."""
+    field = "string name = 1 [(buf.validate.field).string.max_len = 4];"
+    ruled = SHOP.replace("string name = 1;", field).replace(
+        "package lab;", 'package lab;import "buf/validate/validate.proto";'
+    )
+    await town.add("shop", ruled, settings=Settings(server=ServerSettings(validate=False)))
+    strict, lax = [await town.client(await town.gateway(validate=validate)) for validate in (True, False)]
+    refused = await strict.post("/lab.Shop/Get", json={"name": "lampshade"})
+    assert (refused.status_code, refused.json()["details"][0]["fieldViolations"][0]["field"]) == (400, "name")
+    assert (await strict.post("/lab.Shop/Get", json={"name": "lamp"})).json() == {"name": "lamp", "number": 7}
+    assert (await lax.post("/lab.Shop/Get", json={"name": "lampshade"})).status_code == 200
 
 
 async def test_events_and_their_end(town: Town) -> None:

@@ -17,6 +17,7 @@ from tests.http.lab import compile_text
 PROTO = """
 syntax = "proto2";
 package relay;
+import "framework/options.proto";
 import "google/api/annotations.proto";
 import "google/api/httpbody.proto";
 import "google/protobuf/any.proto";
@@ -27,6 +28,7 @@ message Part { optional int64 n = 1; optional google.protobuf.Timestamp at = 2; 
 message Tree { repeated Tree children = 1; }
 message Needed { required string text = 1; }
 message Anything { optional google.protobuf.Any any = 1; }
+message Open { extensions 100 to 200; }
 message Loose { optional google.protobuf.Struct data = 1; }
 message File { optional google.api.HttpBody body = 1; }
 service Relay {
@@ -36,10 +38,15 @@ service Relay {
   rpc Watch(Flat) returns (stream Flat);
   rpc Upload(stream Flat) returns (Flat);
   rpc Cut(Flat) returns (Flat) { option (google.api.http) = { get: "/cut" response_body: "text" }; }
+  rpc Make(Flat) returns (Flat) {
+    option (google.api.http) = { post: "/flats" body: "*" };
+    option (framework.http) = { status: 201 location: "/flats/{text}" };
+  }
   rpc Trees(Flat) returns (Tree);
   rpc Grow(Tree) returns (Flat);
   rpc Need(Needed) returns (Flat);
   rpc Any(Flat) returns (Anything);
+  rpc Opened(Open) returns (Flat);
   rpc Loosen(Loose) returns (Flat);
   rpc Read(Flat) returns (File);
 }
