@@ -70,6 +70,7 @@ differential: $(READY) ## compare made-up requests with real Envoy's answers (N=
 
 fuzz: $(READY) ## send broken requests of every protocol (N=100000, SEED=1)
 	@$(BIN)/python -m tests.http.fuzz $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.http.fuzz --behind relay $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED))
 
 lock: $(TOOLS)/uv-$(UV) ## pin every dependency again, at its newest
 	@$</bin/uv pip compile pyproject.toml --extra gateway --extra otel --extra security --extra test --group dev --upgrade --universal --python-version 3.11 \

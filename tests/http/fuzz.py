@@ -1,7 +1,9 @@
 """Broken requests of every protocol, by the thousand: nothing fails inside, hangs, or is left over.
 
-    python -m tests.http.fuzz [--count 100000] [--seed 1] [--seconds 900]
+    python -m tests.http.fuzz [--behind relay] [--count 100000] [--seed 1] [--seconds 900]
     python -m tests.http.fuzz --seed 1 --only 4711      one input again, shown
+
+The services are in this process (`local`), or behind a channel, passed on as messages (`channel`) or bytes (`relay`).
 
 Each input is made from the seed and its number alone, so that one can be made again without those before it.
 """
@@ -19,22 +21,26 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from framework import Service
 from framework.call import Call, Handler, Method
 from framework.http import exchange
 from framework.http.app import HttpApp
 from framework.http.settings import HttpSettings
+from framework.options import method_of
 from framework.server.local import Local
 from framework.server.pipeline import Pipeline
+from framework.testing import Network
 from tests.http import library, mirror
 from tests.http.driver import Response, scope
 from tests.http.fuzz_inputs import Input, Seeds, input_of
 
-SERVICES = (library.SERVICE, mirror.SERVICE)
+SERVICES = (library.SERVICE, mirror.SERVICE, mirror.FLAT)
 Bind = Callable[[Method[Any, Any]], Handler]
 CPU_LIMIT = 2.0
 """Seconds of computing that one input may take."""
@@ -86,14 +92,14 @@ class Report:
     tasks: int = 0
     grown: int = 0
 
-    def lines(self, seed: int) -> list[str]:
+    def lines(self, seed: int, behind: str = "local") -> list[str]:
         """All of it, and how to see each fault again."""
         rate = self.inputs / max(self.seconds, 1e-9)
         told = [f"{self.inputs} inputs in {self.seconds:.0f} s ({rate:.0f}/s), slowest {self.slowest * 1000:.0f} ms"]
         told += (f"  {name}: {count}" for name, count in sorted(self.statuses.items()))
         told.append(f"left over: {self.pending} calls, {self.tasks} tasks; grown by {self.grown >> 10} kB")
         for fault in self.faults:
-            again = f"python -m tests.http.fuzz --seed {seed} --only {fault.number}"
+            again = f"python -m tests.http.fuzz --behind {behind} --seed {seed} --only {fault.number}"
             told.append(f"FAULT {fault.number}: {fault.what}\n  {str(fault.input)[:1500]}\n  again: {again}")
         return told
 
@@ -105,15 +111,11 @@ class Report:
 class Target:
     """The application that is tried, and the calls that are pending in it."""
 
-    def __init__(self, bind: Bind | None = None) -> None:
-        if bind is None:
-            pipeline = Pipeline()
-            for servicer in mirror.servicers():
-                pipeline.add(servicer)
-            bind = Local(pipeline).bind
+    def __init__(self, bind: Bind, relays: bool = False) -> None:
         self._handler = bind
         self.pending = 0
-        self.app = HttpApp(SERVICES, self._bind, HttpSettings(max_message=100_000, body_timeout=1.0))
+        settings = HttpSettings(max_message=100_000, body_timeout=1.0)
+        self.app = HttpApp(SERVICES, self._bind, settings, relays=lambda method: relays)
         self.seeds = Seeds(self.app)
 
     def _bind(self, method: Method[Any, Any]) -> Handler:
@@ -131,15 +133,13 @@ class Target:
 
     async def send(self, made: Input) -> tuple[str, str]:
         """Send an input: how it was answered, in short, and what is wrong with that, or empty."""
-        asked = {
-            **scope(made.http, "/"),
-            "path": made.path.decode("utf-8", "replace"),
-            "raw_path": made.path,
-            "query_string": made.query,
-            "headers": list(made.headers),
-        }
         if made.http == "WS":
-            return await self._socket(made, asked)
+            return await self._socket(made)
+        response = await self.answer(made)
+        return str(response.status), "" if made.leaves and not response.complete else _wrong(made, response)
+
+    async def answer(self, made: Input) -> Response:
+        """Send an input that is no WebSocket."""
         coming = [
             {"type": "http.request", "body": part, "more_body": made.leaves or number < len(made.parts) - 1}
             for number, part in enumerate(made.parts or (b"",))
@@ -151,10 +151,10 @@ class Target:
             for name, value in message.get("headers", ()):
                 assert not set(b"\r\n\0") & set(value), f"{name!r}: {value!r} is no header"
 
-        await self._run(asked, coming, "http.disconnect", made.leaves, told)
-        return str(response.status), "" if made.leaves and not response.complete else _wrong(made, response)
+        await self._run(_asked(made), coming, "http.disconnect", made.leaves, told)
+        return response
 
-    async def _socket(self, made: Input, asked: dict[str, Any]) -> tuple[str, str]:
+    async def _socket(self, made: Input) -> tuple[str, str]:
         coming: list[dict[str, Any]] = [{"type": "websocket.connect"}]
         for part in made.parts:
             try:
@@ -167,7 +167,7 @@ class Target:
             if message["type"] == "websocket.close":
                 ends.append(message)
 
-        asked |= {"type": "websocket", "scheme": "ws"}
+        asked = _asked(made) | {"type": "websocket", "scheme": "ws"}
         leaves = made.leaves or b"" not in made.parts
         await self._run(asked, coming, "websocket.disconnect", leaves, told)
         if not ends:
@@ -188,6 +188,33 @@ class Target:
         async with asyncio.timeout(WAIT_LIMIT):
             await self.app(asked, receive, told)
             await asyncio.sleep(0)  # the loop drops cancelled timers only when it turns
+
+
+@asynccontextmanager
+async def target(behind: str) -> AsyncIterator[Target]:
+    """The application with its services where `behind` says."""
+    if behind == "local":
+        pipeline = Pipeline()
+        for servicer in mirror.servicers():
+            pipeline.add(servicer)
+        yield Target(Local(pipeline).bind)
+        return
+    async with Network() as network:
+        network.add(Service("all", servicers=mirror.servicers()))
+        channel = network.connect("all")
+        method = method_of(mirror.SERVICE.methods_by_name["Send"])
+        await channel.bind(method)(Call(method, method.request()))  # what serves the channel itself is there now
+        yield Target(channel.bind, relays=behind == "relay")
+
+
+def _asked(made: Input) -> dict[str, Any]:
+    return {
+        **scope(made.http, "/"),
+        "path": made.path.decode("utf-8", "replace"),
+        "raw_path": made.path,
+        "query_string": made.query,
+        "headers": list(made.headers),
+    }
 
 
 def _wrong(made: Input, response: Response) -> str:
@@ -223,9 +250,9 @@ def resident() -> int:
         return 0
 
 
-async def run(count: int, seed: int, seconds: float = 1e9, first: int = 0, bind: Bind | None = None) -> Report:
-    """Try so many inputs, or for so long; the services are in this process, or where `bind` finds them."""
-    target, report, errors = Target(bind), Report(), Errors()
+async def run(target: Target, count: int, seed: int, seconds: float = 1e9, first: int = 0) -> Report:
+    """Try so many inputs, or for so long."""
+    report, errors = Report(), Errors()
     loop = asyncio.get_running_loop()
     unhandled: list[str] = []
     loop.set_exception_handler(lambda loop, context: unhandled.append(str(context)))
@@ -285,19 +312,24 @@ def _hang(number: int, frame: FrameType | None) -> None:
     raise Hang
 
 
+async def _main(given: argparse.Namespace) -> int:
+    async with target(given.behind) as tried:
+        if given.only is not None:
+            print(input_of(tried.seeds, given.seed, given.only))
+        count, first = (given.count, 0) if given.only is None else (1, given.only)
+        report = await run(tried, count, given.seed, given.seconds, first)
+    print(*report.lines(given.seed, given.behind), sep="\n")
+    return 0 if report.good else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--behind", choices=("local", "channel", "relay"), default="local")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--only", type=int)
-    given = parser.parse_args()
-    if given.only is not None:
-        print(input_of(Target().seeds, given.seed, given.only))
-    count, first = (given.count, 0) if given.only is None else (1, given.only)
-    report = asyncio.run(run(count, given.seed, given.seconds, first))
-    print(*report.lines(given.seed), sep="\n")
-    return 0 if report.good else 1
+    return asyncio.run(_main(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -140,12 +140,12 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY",
 
 
 class Seeds:
-    """Valid requests of every protocol."""
+    """Valid requests of every protocol, of the services whose names begin with `service`."""
 
-    def __init__(self, app: HttpApp) -> None:
-        self._rules = [route.rule for route in app.routes if route.rule.method.service.startswith("lab.")]
+    def __init__(self, app: HttpApp, service: str = "lab.") -> None:
+        self._rules = [route.rule for route in app.routes if route.rule.method.service.startswith(service)]
         self._annotated = [rule for rule in self._rules if "/m/" in rule.template.text]
-        self._methods = [rpc.method for rpc in app.methods.values()]
+        self._methods = [rpc.method for rpc in app.methods.values() if rpc.method.service.startswith(service)]
         self._unary = [method for method in self._methods if not (method.client_streaming or method.server_streaming)]
         self._streams = [method for method in self._methods if method not in self._unary]
         self._kinds: tuple[Callable[[Random], Input], ...] = (

@@ -12,7 +12,7 @@ from framework.server.servicer import Servicer
 from tests.http import lab
 from tests.http.library import Book, Library
 
-(SERVICE,) = services_in(lab.pool(), ["lab.v1.Mirror"])
+(SERVICE, FLAT) = services_in(lab.pool(), ["lab.v1.Mirror", "lab.v1.FlatMirror"])
 
 
 class Mirror(Servicer):
@@ -43,6 +43,12 @@ class Mirror(Servicer):
             yield request
 
 
+class FlatMirror(Mirror):
+    """The same of messages that may be passed on as bytes."""
+
+    __methods__ = tuple(method_of(descriptor) for descriptor in FLAT.methods)
+
+
 class Harmless(Library):
     """Never hangs, and fails by itself only as its documents say: what goes wrong then is the framework's."""
 
@@ -70,5 +76,5 @@ class Harmless(Library):
 
 
 def servicers() -> tuple[Servicer, ...]:
-    """Both."""
-    return Harmless(), Mirror()
+    """All of them."""
+    return Harmless(), Mirror(), FlatMirror()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from framework.call import Call, Handler
 from framework.http.app import HttpApp
 from framework.http.methods import services_in
 from tests.http.driver import ask
+from tests.http.fuzz import target
+from tests.http.fuzz_inputs import Seeds, input_of
 from tests.http.lab import compile_text
 
 PROTO = """
@@ -120,3 +123,22 @@ async def test_a_reply_that_is_none() -> None:
     app = HttpApp(SERVICES, lambda method: garbage, relays=lambda method: True)
     response = await ask(app, "POST /relay.Relay/Flats", b"{}")
     assert (response.status, json.loads(response.body)["code"]) == (500, 13)
+
+
+async def test_no_client_can_tell() -> None:
+    """Whatever is asked in JSON, and however broken, it is answered as when messages are passed on."""
+    statuses: Counter[int] = Counter()
+    async with target("channel") as messages, target("relay") as relayed:
+        seeds = Seeds(relayed.app, "lab.v1.FlatMirror")
+        for number in range(8_000):
+            made = input_of(seeds, 7, number)
+            encoded = any(name == b"accept-encoding" for name, _ in made.headers)
+            if made.http == "WS" or made.leaves or encoded or not made.path.startswith((b"/m/flat", b"/lab.v1.FlatM")):
+                continue
+            expected, found = [await one.answer(made) for one in (messages, relayed)]
+            assert (found.status, found.headers) == (expected.status, expected.headers), made
+            if found.headers.get("content-type") in ("application/json", "application/x-ndjson"):
+                assert found.lines == expected.lines, made  # maps have no order
+                statuses[found.status] += 1
+    assert statuses[200] > 400
+    assert statuses[400] > 100
