@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
-from framework.call import Call, Metadata, Method, Reply
+from framework.call import Call, Method, Reply
+from framework.client.ending import given_up, status
 from framework.client.heads import opening
 from framework.client.http2 import Connection
 from framework.errors import Code, Internal
@@ -157,16 +158,12 @@ class Direct:
         encode: Callable[[Any], bytes],
         decode: Callable[[bytes], Any],
         otherwise: Callable[[Call, bytes], Awaitable[Reply]],
-        failure: Callable[[Call, Code, str, Metadata], BaseException],
-        given_up: Callable[[Call, BaseException], BaseException],
         time: Callable[[], float],
     ) -> Callable[[Call], Awaitable[Reply]]:
         """What makes calls of a method while there is a connection.
 
         Args:
             otherwise: makes a call through grpc.
-            failure: the error for the status of a call.
-            given_up: the error for an exception that ended the wait.
             time: the loop's clock, in seconds.
         """
         start = opening(method.path, self._authority, agent(), secure=self._secure is not None)
@@ -193,12 +190,12 @@ class Direct:
                     return await otherwise(call, request)
                 if answer.head is not None:
                     call.header = answer.head.metadata
-                raise failure(call, answer.code, answer.message, () if answer.tail is None else answer.tail.metadata)
+                raise status(call, answer.code, answer.message, () if answer.tail is None else answer.tail.metadata)
             call.header = () if answer.head is None else answer.head.metadata
             call.trailer = answer.tail.metadata  # type: ignore[union-attr]  # it is OK, so it has one
             try:
                 return decode(answer.body)
             except Internal as error:
-                raise failure(call, Code.INTERNAL, error.message, ()) from None
+                raise status(call, Code.INTERNAL, error.message, ()) from None
 
         return unary
