@@ -16,7 +16,7 @@ from framework.config import ServerSettings
 from framework.errors import ConfigError
 from framework.http.admission import Admission
 from framework.http.app import HttpApp
-from framework.http.exchange import Conduct
+from framework.http.conduct import Conduct
 from framework.http.front import Front
 from framework.http.pages import docs_pages, health_pages
 from framework.http.server import HttpServer

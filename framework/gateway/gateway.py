@@ -30,7 +30,7 @@ from framework.gateway.backend import Backend, Generation, named
 from framework.gateway.description import Checked, Description, check, collision
 from framework.http.admission import Admission
 from framework.http.app import HttpApp
-from framework.http.exchange import Conduct
+from framework.http.conduct import Conduct
 from framework.http.front import Front
 from framework.http.pages import docs_pages, health_pages
 from framework.http.rates import Rates

@@ -11,7 +11,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from framework.call import Method
 from framework.errors import ConfigError, Internal, ResourceExhausted, RpcError
-from framework.http.exchange import IDENTITY, PEER, Scope
+from framework.http.asgi import IDENTITY, PEER, Scope
 from framework.http.rates import Buckets, Rate, Rates
 from framework.identity import Identity
 from framework.security.authentication import SHOWN, Credentials

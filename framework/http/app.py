@@ -20,8 +20,10 @@ from framework.call import Handler, Method
 from framework.errors import Code, Internal, InvalidArgument, NotFound, RpcError, Unimplemented
 from framework.http import connect, grpc_web
 from framework.http.admission import CLIENT
+from framework.http.asgi import Receive, Scope, Send, peer_of
+from framework.http.conduct import Conduct, Gone
 from framework.http.cors import Cors, respond
-from framework.http.exchange import Conduct, Exchange, Gone, Receive, Scope, Send, peer_of
+from framework.http.exchange import Exchange
 from framework.http.headers import Incoming, rest_named, rpc_named
 from framework.http.json import Json
 from framework.http.methods import declared_rules, files_of

@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl
 from framework.call import Call, Idempotency, Metadata
 from framework.errors import InvalidArgument, RpcError, Unimplemented
 from framework.http import compression
-from framework.http.exchange import Conduct, Exchange
+from framework.http.conduct import Conduct
+from framework.http.exchange import Exchange
 from framework.http.headers import encoded, outgoing, timeout_of
 from framework.http.rpc import (
     Coding,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from framework.errors import PermissionDenied
-from framework.http.exchange import Scope, Send
+from framework.http.asgi import Scope, Send
 from framework.http.status import Headers, text
 from framework.web import CorsSettings
 

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 from framework.errors import PermissionDenied, RpcError
 from framework.http.admission import CLIENT
 from framework.http.app import Guard
+from framework.http.asgi import Receive, Scope, Send
 from framework.http.cors import FOREIGN, Cors, respond
-from framework.http.exchange import Exchange, Receive, Scope, Send
+from framework.http.exchange import Exchange
 from framework.http.forwarded import Proxies
 from framework.http.rest import fail
 from framework.http.settings import HttpSettings

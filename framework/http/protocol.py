@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from framework.errors import Code
-from framework.http.exchange import PEER
+from framework.http.asgi import PEER
 from framework.identity import Peer
 from framework.web import HttpLimits
 

@@ -12,7 +12,8 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
 
 from framework.http.binding import HTTP_BODY
-from framework.http.exchange import Exchange, Gone
+from framework.http.conduct import Gone
+from framework.http.exchange import Exchange
 from framework.http.framing import TYPES, Format
 from framework.http.json import Json
 from framework.http.relay import is_relayed

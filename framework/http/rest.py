@@ -12,7 +12,8 @@ from typing import Any
 from framework.call import Call, Handler
 from framework.errors import Cancelled, Internal, RpcError
 from framework.http.binding import Binder, Preset, Violation, invalid
-from framework.http.exchange import Conduct, Exchange, Gone
+from framework.http.conduct import Conduct, Gone
+from framework.http.exchange import Exchange
 from framework.http.framing import Malformed, Splitter, TooLong, format_of
 from framework.http.headers import Incoming, outgoing, timeout_of
 from framework.http.json import Json, JsonError

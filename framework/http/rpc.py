@@ -21,7 +21,8 @@ from framework.errors import (
     Unimplemented,
 )
 from framework.http import compression
-from framework.http.exchange import Conduct, Exchange, Gone
+from framework.http.conduct import Conduct, Gone
+from framework.http.exchange import Exchange
 from framework.http.headers import Incoming
 from framework.http.json import Codec, Json, JsonError
 from framework.http.relay import is_relayed, unread

@@ -15,7 +15,7 @@ import uvicorn
 from framework.certificates import ServerContext, TlsFiles
 from framework.config import Drain
 from framework.errors import ConfigError, Unavailable
-from framework.http.exchange import Conduct
+from framework.http.conduct import Conduct
 from framework.http.front import App
 from framework.http.protocol import LimitedProtocol, WebSocketProtocol, limited
 from framework.web import HttpLimits

@@ -23,8 +23,10 @@ from framework.errors import (
     ResourceExhausted,
     RpcError,
 )
+from framework.http.asgi import IDENTITY, Receive, Scope, Send, peer_of
 from framework.http.binding import Preset
-from framework.http.exchange import IDENTITY, TURN, Conduct, Gone, Inbox, Receive, Scope, Send, peer_of
+from framework.http.conduct import Conduct, Gone, Inbox
+from framework.http.exchange import TURN
 from framework.http.headers import timeout_of
 from framework.http.json import JsonError
 from framework.http.rest import RestRoute

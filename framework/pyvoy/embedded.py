@@ -17,7 +17,7 @@ from typing import Any
 from framework.cohosting import http_front
 from framework.config import Settings
 from framework.errors import mistakes
-from framework.http.exchange import Receive, Scope, Send
+from framework.http.asgi import Receive, Scope, Send
 from framework.logs import configure_logging
 from framework.server.asgi import GrpcApp
 from framework.server.presence import Patient

@@ -12,7 +12,7 @@ import websockets
 from framework import Identity, Peer, Settings
 from framework.access import AuthSettings, InternalSettings
 from framework.http.admission import Admission
-from framework.http.exchange import IDENTITY, PEER
+from framework.http.asgi import IDENTITY, PEER
 from framework.http.openapi import document
 from framework.interceptors.identity import KEY
 from framework.parsing import Secret

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from framework.http.exchange import Inbox
+from framework.http.conduct import Inbox
 from framework.http.protocol import Joined
 
 

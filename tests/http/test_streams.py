@@ -13,7 +13,7 @@ import pytest
 from framework.call import Call
 from framework.http import rpc
 from framework.http.app import HttpApp
-from framework.http.exchange import PATIENCE
+from framework.http.conduct import PATIENCE
 from framework.http.settings import HttpSettings
 from tests.http.driver import Conversation, ask, open_request, open_socket
 from tests.http.library import SERVICE, Library, application
