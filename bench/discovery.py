@@ -108,7 +108,8 @@ class Ready:
 
     def __init__(self, ready: bool = True) -> None:
         self.ready = ready
-        self.failed = False
+        self.failed = self.outdated = False
+        self.problem = ""
         self.dialled = False
         self.changed: Callable[[], None] = lambda: None
 

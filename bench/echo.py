@@ -79,7 +79,7 @@ def bare_handlers() -> grpc.GenericRpcHandler:
 async def serve(kind: str, folder: str = "") -> None:
     """Serve on a free port, print it, and stop when standard input ends."""
     if kind == "ours":
-        tls = ServerTls(*(f"{folder}/{name}" for name in ("echo.pem", "echo.key", "ca.pem"))) if folder else ServerTls()
+        tls = ServerTls(f"{folder}/echo.pem", f"{folder}/echo.key", f"{folder}/ca.pem") if folder else ServerTls()
         settings = Settings(registry="none", server=ServerSettings(drain=Drain(0, 0.1, 0.1), tls=tls))
         async with Service("echo", servicers=[Echo()]).running(settings) as server:
             print(server.port, flush=True)

@@ -138,7 +138,7 @@ def fastapi(address: str) -> None:
     import uvicorn
     from fastapi import FastAPI  # type: ignore[import-not-found]  # fetched by scripts/tools
     from google.protobuf import json_format
-    from pydantic import create_model  # type: ignore[import-not-found]  # comes with it
+    from pydantic import create_model
 
     info = create_model("Info", reason=(str, ...), domain=(str, ""), metadata=(dict[str, str], {}))
     line = create_model("Line", product=(str, ...), quantity=(int, 0), price=(float, 0.0))

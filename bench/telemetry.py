@@ -88,7 +88,7 @@ async def client() -> AsyncIterator[Row]:
                 ours = Ours(channel)
             measures[kind] = own_cpu(_flushed(ours.unary, processor), CALLS)
         provider = provider_of(collector)
-        contrib = aio_client_interceptors(tracer_provider=provider)
+        contrib = aio_client_interceptors(tracer_provider=provider)  # type: ignore[no-untyped-call]  # it has no types
         raw = await exits.enter_async_context(grpc.aio.insecure_channel(address))
         traced = await exits.enter_async_context(grpc.aio.insecure_channel(address, interceptors=contrib))
         measures["bare"] = own_cpu(Bare(raw).unary, CALLS)
@@ -102,7 +102,8 @@ async def server() -> AsyncIterator[Row]:
     async with process("collector", module="bench.telemetry") as collector, contextlib.AsyncExitStack() as exits:
         first = await exits.enter_async_context(process(f"servers@{collector}", module="bench.telemetry"))
         asked = await exits.enter_async_context(grpc.aio.insecure_channel(first))
-        ports = await asked.unary_unary("/bench.Ports/Ports", None, None)(b"")
+        ask: Any = asked.unary_unary("/bench.Ports/Ports", None, None)
+        ports: bytes = await ask(b"")
         measures: dict[str, Any] = {}
         for kind, port in zip(KINDS, ports.split(), strict=True):
             channel = await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port.decode()}"))
@@ -146,7 +147,10 @@ async def serve(collector: str) -> None:
     async with contextlib.AsyncExitStack() as exits:
         for kind in KINDS:
             if kind in ("bare", "contrib"):
-                rival = [aio_server_interceptor(tracer_provider=provider_of(collector))] if kind == "contrib" else []
+                rival = []
+                if kind == "contrib":
+                    provider = provider_of(collector)
+                    rival = [aio_server_interceptor(tracer_provider=provider)]  # type: ignore[no-untyped-call]  # it has no types
                 ports.append(await _start(exits, bare_handlers(), rival))
                 continue
             with watched(telemetry_of(kind, sending_to(collector))):
@@ -157,7 +161,7 @@ async def serve(collector: str) -> None:
         async def tell(request: bytes, context: Any) -> bytes:
             return b" ".join(b"%d" % port for port in ports)
 
-        handler = grpc.unary_unary_rpc_method_handler(tell, None, None)
+        handler: Any = grpc.unary_unary_rpc_method_handler(tell, None, None)
         told = grpc.method_handlers_generic_handler("bench.Ports", {"Ports": handler})
         print(await _start(exits, told), flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -180,7 +184,7 @@ async def collect() -> None:
         return Empty()
 
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    handler = grpc.unary_unary_rpc_method_handler(take, None, Empty.SerializeToString)
+    handler: Any = grpc.unary_unary_rpc_method_handler(take, None, Empty.SerializeToString)
     for service in ("trace.v1.TraceService", "metrics.v1.MetricsService"):
         name = f"opentelemetry.proto.collector.{service}"
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Export": handler}),))

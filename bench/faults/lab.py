@@ -291,12 +291,13 @@ class Lab:
             behaviour: how they behave, from the beginning and after a restart.
         """
         number = f"{random.getrandbits(32):08x}"
+        service = f"worker-{number}"
         folder = self.folder / f"fleet-{number}"
         folder.mkdir()
         address = (agent or self.agent).address
         spec = {
             "kind": kind,
-            "service": f"worker-{number}",
+            "service": service,
             "registry": f"consul://{address}",
             "delay": drain,
             "grace": 10.0,
@@ -309,11 +310,11 @@ class Lab:
                 dialled = await behind(dialled)
             instances.append(Instance(index, spec | {"port": port}, dialled, folder))
         async with AsyncExitStack() as exits:
-            exits.push_async_callback(asyncio.to_thread, deregister, agent or self.agent, spec["service"])
+            exits.push_async_callback(lambda: asyncio.to_thread(deregister, agent or self.agent, service))
             for instance in instances:
                 exits.push_async_callback(instance.kill)
             await asyncio.gather(*(instance.start() for instance in instances))
-            yield Fleet(self, folder, spec["service"], instances, f"consul://{discovered_at or address}")
+            yield Fleet(self, folder, service, instances, f"consul://{discovered_at or address}")
 
     async def newcomer(self, fleet: Fleet, agent: ConsulAgent) -> Instance:
         """One more instance of a fleet; the caller ends it."""

@@ -92,8 +92,9 @@ class Ours:
     @classmethod
     @asynccontextmanager
     async def open(cls, target: str) -> AsyncIterator[Ours]:
-        assert framework.client.connect.GrpcTransport is GrpcTransport
-        framework.client.connect.GrpcTransport = Watched  # type: ignore[misc]  # a subclass of it
+        names = vars(framework.client.connect)
+        assert names["GrpcTransport"] is GrpcTransport
+        names["GrpcTransport"] = Watched
         async with connect(target, settings=Settings()) as channel:
             yield cls(channel)
 
