@@ -673,6 +673,7 @@ async def test_a_peer_that_sends_no_more_gets_no_more_calls() -> None:
     answer = peer.called()
     peer.connection.eof_received()
     assert (peer.call(), answer.arrived.done()) == (None, False)
+    assert peer.closed  # or one over TLS would stay open for what can never be sent
 
 
 async def test_a_peer_that_is_asked_too_often_says_so() -> None:

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -182,6 +183,33 @@ async def test_a_page_for_people(caplog: pytest.LogCaptureFixture) -> None:
         assert "<script>" not in said
         assert "echo&lt;script&gt;" in said
         assert "Calls in flight: 0" in said
+
+
+async def test_uptime_is_counted_from_the_start(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not from when the first page was asked for."""
+    now = 100.0
+    monkeypatch.setattr("framework.admin.time", SimpleNamespace(monotonic=lambda: now))
+    async with pages(caplog, Service("echo", servicers=[Echo()])) as (_, shown):
+        now = 107.5
+        _, said = await shown.get("/readyz")
+        assert said["uptime_s"] == 7.5
+
+
+async def test_pages_that_cannot_be_made(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged, nobody waits for them, and the service goes on."""
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no pages today")
+
+    monkeypatch.setattr("framework.admin.application", broken)
+    async with pages(caplog, Service("echo", servicers=[Echo()])) as (server, shown):
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await asyncio.wait_for(shown.get("/healthz"), 10)
+        assert "no pages today" in caplog.text
+        async with connect(server.address, settings=SETTINGS) as channel:
+            assert (await EchoClient(channel).UnaryUnary(text("a"), timeout=5)).value == "a"
 
 
 async def test_only_for_this_machine(caplog: pytest.LogCaptureFixture) -> None:
