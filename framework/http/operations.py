@@ -12,9 +12,10 @@ from google.rpc import status_pb2
 
 from framework.call import Idempotency
 from framework.errors import Code
+from framework.http import constraints
 from framework.http.binding import HTTP_BODY
 from framework.http.rules import STAR, STARS, TEXT_MESSAGES, Rule, find_field, is_map
-from framework.http.schemas import Schema, Schemas, behaviors, is_wrapper
+from framework.http.schemas import Schema, Schemas, behaviors, is_demanded, is_wrapper
 from framework.http.status import HTTP_STATUS
 from framework.http.uploads import FORM, is_bytes
 
@@ -169,7 +170,7 @@ class Operations:
             if slot.field is not None:
                 schema = self.bare(slot.field)
             if schema.get("type") == "string" and "format" not in schema and not slot.many:
-                schema = {**schema, "minLength": 1}
+                schema = {"minLength": 1, **schema}
             shown: dict[str, Any] = {"name": slot.name, "in": "path", "required": True, "schema": schema}
             text = self.comments.get(slot.field.full_name) if slot.field is not None else None
             if text is None and slot.describes and slot.field is None:
@@ -181,11 +182,11 @@ class Operations:
             yield shown
 
     def bare(self, one: FieldDescriptor) -> Schema:
-        """The value of a field outside JSON, where there is no null."""
+        """The value of a field outside JSON, where there is no null; one of them when there may be more."""
         held = one.message_type
-        if held is not None and is_wrapper(held.full_name):
-            return self.schemas.value(held.fields_by_name["value"])
-        return self.schemas.value(one)
+        inner = held.fields_by_name["value"] if held is not None and is_wrapper(held.full_name) else one
+        found = self.schemas.value(inner)
+        return found if one.is_repeated else constraints.bound(one, found)
 
     def query(self, rule: Rule) -> Iterator[dict[str, Any]]:
         """Parameters for what neither the path nor the body sets."""
@@ -215,15 +216,16 @@ class Operations:
                 value: Any = held.fields_by_name["value"] if held is not None else None
                 if value.message_type is None or _one_text(value.message_type):
                     shown = self.schemas.plain(one)
-                    shown["additionalProperties"] = self.bare(value)
+                    if value.message_type is not None:
+                        shown["additionalProperties"] = self.bare(value)
                     if "propertyNames" not in shown:
                         shown["propertyNames"] = {"pattern": r"^[^\]]*$"}  # which ends the key
                     yield self.parameter(one, name, {"style": "deepObject", "schema": shown})
             elif held is None or _one_text(held):
                 schema = self.bare(one)
-                yield self.parameter(
-                    one, name, {"schema": {"type": "array", "items": schema} if one.is_repeated else schema}
-                )
+                if one.is_repeated:
+                    schema = constraints.bound(one, {"type": "array", "items": schema})
+                yield self.parameter(one, name, {"schema": schema})
             elif held.full_name in _AS_JSON:
                 if not one.is_repeated:
                     yield self.parameter(one, name, {"content": {JSON: {"schema": self.schemas.value(one)}}})
@@ -235,7 +237,7 @@ class Operations:
         shown: dict[str, Any] = {"name": name, "in": "query"}
         if text := self.comments.get(one.full_name):
             shown["description"] = text
-        if "REQUIRED" in behaviors(one) and "." not in name:
+        if is_demanded(one) and "." not in name:
             shown["required"] = True
         if one.GetOptions().deprecated:
             shown["deprecated"] = True
@@ -271,7 +273,7 @@ class Operations:
         shown: dict[str, Any] = {}
         if one is not None and (text := self.comments.get(one.full_name)):
             shown["description"] = text
-        if one is not None and "REQUIRED" in behaviors(one):
+        if one is not None and is_demanded(one):
             shown["required"] = True
         if method.client_streaming:
             shown["content"] = {

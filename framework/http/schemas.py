@@ -12,6 +12,7 @@ from google.api import field_behavior_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, OneofDescriptor
 
+from framework.http import constraints
 from framework.http.json import JsonOptions
 from framework.http.rules import is_map
 
@@ -101,23 +102,18 @@ def behaviors(field: FieldDescriptor) -> frozenset[str]:
     return frozenset(field_behavior_pb2.FieldBehavior.Name(number) for number in found)
 
 
+def is_demanded(field: FieldDescriptor) -> bool:
+    """Whether it is said of a field that it has to be there."""
+    return "REQUIRED" in behaviors(field) or constraints.is_demanded(field)
+
+
 def is_needed(field: FieldDescriptor) -> bool:
-    """Whether a field can be told to be missing: not a number or a bool that is 0 or false when it is left out."""
-    if field.is_required:
+    """Whether a field has to be there, and can be told to be missing: a number or a bool is 0 or false when it is left
+    out, and only rules say that it must not be."""
+    if field.is_required or constraints.is_demanded(field):
         return True
     tells = field.has_presence or field.is_repeated or field.type in (F.TYPE_STRING, F.TYPE_BYTES, F.TYPE_ENUM)
     return tells and "REQUIRED" in behaviors(field)
-
-
-def _not_empty(field: FieldDescriptor, schema: Schema) -> Schema:
-    """What makes the default no value of a required field. It is left out in JSON, and stands for nothing."""
-    if field.has_presence:
-        return {}
-    if field.is_repeated:
-        return {"minProperties": 1} if is_map(field) else {"minItems": 1}
-    if field.enum_type is not None:
-        return {"not": {"enum": [field.enum_type.values_by_number[0].name, 0]}}
-    return {"minLength": 1}
 
 
 def oneofs(descriptor: Descriptor) -> Iterator[OneofDescriptor]:
@@ -175,14 +171,23 @@ class Schemas:
             schema["properties"] = {self.name(field): self.field(field) for field in fields}
         if required := [self.name(field) for field in fields if is_needed(field)]:
             schema["required"] = required
+        demanded = {
+            one.name
+            for one in oneofs(descriptor)
+            if constraints.needs_one(one) and not any(field.name in left_out for field in one.fields)
+        }
         choices = {
             one.name: names
             for one in oneofs(descriptor)
             if len(names := [self.name(field) for field in one.fields if field.name not in left_out]) > 1
         }
         if choices:
-            schema["allOf"] = [_at_most_one(names) for names in choices.values()]
+            schema["allOf"] = [_one_of(names, needed=name in demanded) for name, names in choices.items()]
             schema["x-oneofs"] = choices
+        for names, needed in constraints.choices(descriptor):
+            if left_out.isdisjoint(names):
+                shown = [self.name(descriptor.fields_by_name[name]) for name in names]
+                schema.setdefault("allOf", []).append(_one_of(shown, needed=needed))
         if descriptor.GetOptions().deprecated:
             schema["deprecated"] = True
         return self.described(descriptor.full_name, schema)
@@ -213,17 +218,23 @@ class Schemas:
             schema["deprecated"] = True
         said = behaviors(field)
         if "REQUIRED" in said and is_needed(field):
-            schema.update(_not_empty(field, schema))
+            schema = {**constraints.not_empty(field), **schema}
         if "OUTPUT_ONLY" in said:
             schema["readOnly"] = True
         if "INPUT_ONLY" in said:
             schema["writeOnly"] = True
         if "IMMUTABLE" in said:
             schema["x-immutable"] = True
-        return self.described(field.full_name, schema)
+        schema = self.described(field.full_name, schema)
+        if rules := [f"Rule: {rule}." for rule in constraints.told(field)]:
+            schema["description"] = "\n\n".join((*filter(None, (schema.get("description"),)), *rules))
+        return schema
 
     def plain(self, field: FieldDescriptor) -> Schema:
-        """The form of a field: one value, a list, or a map."""
+        """The form of a field: one value, a list, or a map, within its rules."""
+        return constraints.bound(field, self._form(field))
+
+    def _form(self, field: FieldDescriptor) -> Schema:
         if is_map(field):
             entry: Any = field.message_type
             key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
@@ -276,6 +287,8 @@ class Schemas:
         shown: dict[str, Any] = {}
         chosen = {one.fields[0].name for one in oneofs(descriptor)}
         choices = {field.name for one in oneofs(descriptor) for field in one.fields}
+        for names, _ in constraints.choices(descriptor):
+            choices |= {*names} - {names[0]}
         inside = (*outer, name)
         for field in descriptor.fields:
             hidden = ("OUTPUT_ONLY" if sent else "INPUT_ONLY") in behaviors(field) or field.GetOptions().deprecated
@@ -292,7 +305,10 @@ class Schemas:
         return held is not None and (held.full_name in outer or len(outer) >= DEEPEST)
 
     def field_example(self, field: FieldDescriptor, *, sent: bool, outer: tuple[str, ...] = ()) -> Any:
-        """What a field holds in an example."""
+        """What a field holds in an example, within its rules."""
+        return constraints.suited(field, self._example(field, sent, outer))
+
+    def _example(self, field: FieldDescriptor, sent: bool, outer: tuple[str, ...]) -> Any:
         if is_map(field):
             entry: Any = field.message_type
             key = self.one_example(entry.fields_by_name["key"], sent=sent, outer=outer)
@@ -344,6 +360,7 @@ def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [*schema["anyOf"], {"type": "null"}]}
 
 
-def _at_most_one(names: list[str]) -> Schema:
-    needed: list[Schema] = [{"required": [name]} for name in names]
-    return {"oneOf": [*needed, {"not": {"anyOf": needed}}]}
+def _one_of(names: list[str], *, needed: bool) -> Schema:
+    """At most one of these fields, or exactly one."""
+    each: list[Schema] = [{"required": [name]} for name in names]
+    return {"oneOf": each if needed else [*each, {"not": {"anyOf": each}}]}

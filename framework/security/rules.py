@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.message import Message
 
 from framework import validate_pb2
@@ -26,6 +26,16 @@ def field_rules(field: FieldDescriptor) -> Any:
     return _declared(field, descriptor_pb2.FieldOptions, FIELD)
 
 
+def oneof_rules(oneof: OneofDescriptor) -> Any:
+    """The `buf.validate.OneofRules` of a oneof, or None."""
+    return _declared(oneof, descriptor_pb2.OneofOptions, ONEOF)
+
+
+def message_rules(message: Descriptor) -> Any:
+    """The `buf.validate.MessageRules` of a message, or None."""
+    return _declared(message, descriptor_pb2.MessageOptions, MESSAGE)
+
+
 def has_rules(message: Descriptor) -> bool:
     """Whether a message, or one that it may hold, has rules."""
     seen: set[str] = set()
@@ -35,9 +45,7 @@ def has_rules(message: Descriptor) -> bool:
         if one.full_name in seen:
             continue
         seen.add(one.full_name)
-        if _declared(one, descriptor_pb2.MessageOptions, MESSAGE) is not None:
-            return True
-        if any(_declared(oneof, descriptor_pb2.OneofOptions, ONEOF) is not None for oneof in one.oneofs):
+        if message_rules(one) is not None or any(oneof_rules(oneof) is not None for oneof in one.oneofs):
             return True
         for field in one.fields:
             if field_rules(field) is not None:
