@@ -291,8 +291,10 @@ class Binder:
         if held is not None:
             parse = self._codecs.codec(message_factory.GetMessageClass(held)).parse
 
+            wrapped = held.file.name == "google/protobuf/wrappers.proto"
+
             def message(body: bytes, content_type: str) -> Any:
-                if not body:
+                if not body or (wrapped and body.strip() == b"null"):
                     return kind()
                 try:
                     return kind(**{name: parse(body)})

@@ -128,15 +128,14 @@ def _safe(rpc: RpcMethod) -> bool:
 async def _from_query(rpc: RpcMethod, exchange: Exchange) -> tuple[str, bytes]:
     if not _safe(rpc):
         raise HttpError(405, Unimplemented(f"{rpc.method.full_name} has side effects; use POST"), [(b"allow", b"POST")])
-    query = dict(
-        parse_qsl(exchange.query.decode("latin-1"), keep_blank_values=True, encoding="utf-8", errors="replace")
-    )
+    # A character for a byte, since a message may be of any bytes.
+    query = dict(parse_qsl(exchange.query.decode("latin-1"), keep_blank_values=True, encoding="latin-1"))
     if query.get("connect", "v1") != "v1":
         raise InvalidArgument(f"connect={query['connect'][:40]} is not known here; there is v1")
     name = query.get("encoding", "")
     if name not in ("json", "proto"):
         raise HttpError(415, InvalidArgument(f"encoding={name[:40]} is not known here; there are json, proto"))
-    body = query.get("message", "").encode()
+    body = query.get("message", "").encode("latin-1")
     if query.get("base64") == "1":
         try:
             body = base64.b64decode(
@@ -146,7 +145,7 @@ async def _from_query(rpc: RpcMethod, exchange: Exchange) -> tuple[str, bytes]:
             raise InvalidArgument("message is no base64") from None
     if len(body) > rpc.settings.max_message:
         raise exchange.too_large()
-    encoding = known_encoding(query.get("compression", "").encode())
+    encoding = known_encoding(query.get("compression", "").encode("latin-1"))
     return name, exchange.unpacked(encoding, body) if encoding and body else body
 
 

@@ -110,8 +110,8 @@ class Exchange:
         body = self.inbox.at_hand()
         if self.inbox.complete:
             pass  # nearly always, and a timer costs
-        elif length is None and b"transfer-encoding" not in self.headers:
-            body = await self._whole(body)  # there is none, as a rule
+        elif self._has_no_body():
+            body = await self._whole(body)  # which is the end of it
         else:
             try:
                 async with asyncio.timeout(self.settings.body_timeout):
@@ -121,6 +121,11 @@ class Exchange:
         if len(body) > limit:
             raise self.too_large()
         return self.unpacked(encoding, body) if encoding and body else body
+
+    def _has_no_body(self) -> bool:
+        """As HTTP/1 tells; in HTTP/2 one may come unannounced."""
+        announced = b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        return not announced and not self.scope.get("http_version", "").startswith("2")
 
     async def _whole(self, first: bytes) -> bytes:
         parts, size = [first], len(first)

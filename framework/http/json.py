@@ -13,6 +13,7 @@ The mapping: https://protobuf.dev/programming-guides/json/
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -200,6 +201,7 @@ class Json:
         oneofs = checker(descriptor)
         shorten = self._floats.shortener(desc) if self._floats.reachable(descriptor) else None
 
+        @_uncollected
         def pack(raw: bytes) -> bytes:
             if too_deep(raw):
                 raise JsonError(f"more than {DEEPEST} objects and lists are inside each other")
@@ -229,6 +231,7 @@ class Json:
                 return plain.write(message)
             return unpack(binary)
 
+        @_uncollected
         def unpack(binary: bytes) -> bytes:
             try:
                 shown = from_binary(binary)
@@ -240,6 +243,25 @@ class Json:
             return text.encode()
 
         return Codec(kind, lambda raw: message_of(pack(raw)), write, pack, unpack)
+
+
+MANY = 64 << 10
+"""Bytes from which on so many objects may be made of a text that the collector of cycles would look for them often."""
+
+
+def _uncollected(convert: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """The same without a search for cycles meanwhile, which takes longer than the rest, and there are none."""
+
+    def converted(raw: bytes) -> bytes:
+        if len(raw) < MANY or not gc.isenabled():
+            return convert(raw)
+        gc.disable()
+        try:
+            return convert(raw)
+        finally:
+            gc.enable()
+
+    return converted
 
 
 def _message_of(kind: Any) -> Callable[[bytes], Any]:

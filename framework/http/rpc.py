@@ -25,7 +25,7 @@ from framework.http.conduct import Conduct, Gone
 from framework.http.exchange import Exchange
 from framework.http.headers import Incoming
 from framework.http.json import Codec, Json, JsonError
-from framework.http.relay import is_relayed, unread
+from framework.http.relay import is_relayed
 from framework.http.replies import Output
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
@@ -64,7 +64,9 @@ class RpcMethod:
         self.details = details
         reply = codecs.codec(method.reply)
         relay = is_relayed(method)
-        self.proto = Coding(_decode(method.request), unread if relay else method.reply.SerializeToString)
+        self.proto = Coding(
+            _decode(method.request), _checked(method.reply) if relay else method.reply.SerializeToString
+        )
         self.json = _json(codecs.codec(method.request), reply.unpack if relay else reply.write)
         self.streaming = method.client_streaming or method.server_streaming
         self.timed = not (method.client_streaming and method.server_streaming)
@@ -80,6 +82,20 @@ def _decode(kind: Any) -> Callable[[bytes], Any]:
             raise InvalidArgument(f"these bytes are no {kind.DESCRIPTOR.full_name}") from None
 
     return decode
+
+
+def _checked(kind: Any) -> Callable[[bytes], bytes]:
+    """What passes bytes on that are a message."""
+    parse = kind.FromString
+
+    def checked(raw: bytes) -> bytes:
+        try:
+            parse(raw)
+        except DecodeError:
+            raise Internal(f"the reply is no {kind.DESCRIPTOR.full_name}") from None
+        return raw
+
+    return checked
 
 
 def _json(request: Codec, write: Callable[[Any], bytes]) -> Coding:

@@ -9,7 +9,9 @@ import pytest
 from google.api import http_pb2
 from google.protobuf import text_format
 
+from framework.call import Call
 from framework.errors import InvalidArgument
+from framework.http.app import HttpApp
 from framework.http.binding import Binder, Unknown
 from framework.http.json import Json
 from framework.http.methods import http_rule_of, services_in
@@ -17,6 +19,7 @@ from framework.http.routes import Router
 from framework.http.rules import rules_of
 from framework.options import method_of
 from tests.http import lab
+from tests.http.driver import ask
 
 CODECS = Json([lab.file("library")])
 (LIBRARY,) = services_in(lab.pool(), ["lab.v1.Library"])
@@ -101,6 +104,28 @@ BOOKS = "GET /v1/shelves/1/books?"
 def test_requests(request_: str, body: str, expected: str) -> None:
     """Path, query and body make the request."""
     assert expected == text(bind(request_, body.encode()))
+
+
+WRAPPED = """
+syntax = "proto3";
+package wrapped;
+import "google/api/annotations.proto";
+import "google/protobuf/wrappers.proto";
+message Note { google.protobuf.StringValue text = 1; }
+service Notes { rpc Put(Note) returns (Note) { option (google.api.http) = { put: "/note" body: "text" }; } }
+"""
+
+
+@pytest.mark.parametrize(("body", "reply"), [("null", {}), ('""', {"text": ""}), ('"a"', {"text": "a"})])
+async def test_a_wrapper_as_body(body: str, reply: Any) -> None:
+    """Null leaves it out, as in any JSON of it."""
+
+    async def echo(call: Call) -> Any:
+        return call.request
+
+    app = HttpApp(services_in(lab.compile_text(WRAPPED), ["wrapped.Notes"]), lambda method: echo)
+    response = await ask(app, "PUT /note", body)
+    assert (response.status, response.json) == (200, reply)
 
 
 def test_maps_and_nesting() -> None:

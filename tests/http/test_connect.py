@@ -174,6 +174,14 @@ async def test_get(app: HttpApp, query: str, status: int) -> None:
         assert response.json["name"] == "x"
 
 
+async def test_get_with_bytes_that_are_no_text() -> None:
+    """A binary message need not be in base64, and arrives as it is."""
+    unknown = "%22%02%96%FF"  # a field that is not known, of two bytes that are no UTF-8
+    query = f"connect=v1&encoding=proto&message={unknown}%0A%01x"
+    response = await ask(application(Library()), f"GET {SERVICE}/GetBook?{query}")
+    assert (response.status, Book.FromString(response.body).name) == (200, "x")
+
+
 async def test_no_get(app: HttpApp) -> None:
     """A method that may have side effects cannot."""
     response = await ask(app, f"GET {SERVICE}/CreateBook?connect=v1&encoding=json&message=%7B%7D")

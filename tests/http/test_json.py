@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import struct
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.http.floats import FLOAT_LIMIT, FLOAT_MAX
-from framework.http.json import Codec, Json, JsonError, JsonOptions
+from framework.http.json import MANY, Codec, Json, JsonError, JsonOptions
 from tests.http import lab
 
 All = lab.message("All")
@@ -154,6 +155,7 @@ def test_what_neither_reads(codec: Codec, text: str) -> None:
         '{"rone": [{}, {"a": "x", "b": "y"}]}',
         '{"mone": {"k": {"a": "x", "b": "y"}}}',
         '{"one": {"one": {"a": "x", "b": "y"}}}',
+        '{"a": "x", "\\u0062": "y"}',
     ],
 )
 def test_two_fields_of_a_oneof(text: str) -> None:
@@ -166,6 +168,29 @@ def test_two_fields_of_a_oneof(text: str) -> None:
         read(NATIVE.codec(All), '{"cn": null, "cv": null}')
     assert read(NATIVE.codec(All), '{"ca": null, "cb": 1, "cc": null}').cb == 1
     assert read(NATIVE.codec(lab.message("Oneofs")), '{"one": {"a": "b"}, "rone": [{"b": "a"}]}').one.a == "b"
+
+
+def test_no_search_for_cycles_in_a_large_text() -> None:
+    """It would take longer than the rest. It goes on afterwards, also after a mistake, and stays off where it was."""
+    codec = NATIVE.codec(lab.message("Oneofs"))
+    text = b'{"rone": [' + b",".join([b"{}"] * MANY) + b"]}"
+    searches: list[str] = []
+    gc.callbacks.append(lambda phase, info: searches.append(phase))
+    try:
+        binary = codec.pack(text)
+        codec.unpack(binary)
+        assert (searches, gc.isenabled()) == ([], True)
+    finally:
+        gc.callbacks.pop()
+    with pytest.raises(JsonError):
+        codec.pack(text[:-1])
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        codec.pack(text)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_text_that_is_no_utf8(codec: Codec) -> None:

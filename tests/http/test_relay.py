@@ -123,6 +123,8 @@ async def test_a_reply_that_is_none() -> None:
     app = HttpApp(SERVICES, lambda method: garbage, relays=lambda method: True)
     response = await ask(app, "POST /relay.Relay/Flats", b"{}")
     assert (response.status, json.loads(response.body)["code"]) == (500, 13)
+    response = await ask(app, "POST /relay.Relay/Flats", b"", content_type="application/proto")
+    assert (response.status, json.loads(response.body)["code"]) == (500, "internal")
 
 
 async def test_no_client_can_tell() -> None:

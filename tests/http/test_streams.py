@@ -15,7 +15,7 @@ from framework.http import rpc
 from framework.http.app import HttpApp
 from framework.http.conduct import PATIENCE
 from framework.http.settings import HttpSettings
-from tests.http.driver import Conversation, ask, open_request, open_socket
+from tests.http.driver import Conversation, ask, open_request, open_socket, scope
 from tests.http.library import SERVICE, Library, application
 
 WATCH = "GET /v1/shelves/1:watch"
@@ -259,6 +259,14 @@ async def test_an_upload_that_stops(
     status, text = answer
     assert (response.status, text in response.body.decode("latin-1")) == (status, True)
     assert "end" not in library.seen
+
+
+async def test_a_body_of_http_2_that_is_not_announced(library: Library) -> None:
+    """It has neither a length nor an encoding, and has to arrive in time as any other."""
+    app = application(library, body_timeout=0.05)
+    conversation = Conversation(app, scope("POST", "/v1/books:get", JSON, http_version="2"))
+    conversation.body(b'{"na', more=True)
+    assert (await asyncio.wait_for(conversation.done(), 10)).status == 408
 
 
 async def test_a_conversation_may_pause(library: Library) -> None:
