@@ -21,6 +21,7 @@ from framework.errors import (
     Unimplemented,
 )
 from framework.http import compression
+from framework.http.binding import explained
 from framework.http.conduct import Conduct, Gone
 from framework.http.exchange import Exchange
 from framework.http.headers import Incoming
@@ -103,7 +104,8 @@ def _json(request: Codec, write: Callable[[Any], bytes]) -> Coding:
         try:
             return request.parse(raw)
         except JsonError as error:
-            raise InvalidArgument(f"{error.field}: {error.message}" if error.field else error.message) from None
+            told = explained(error, request.kind.DESCRIPTOR)
+            raise InvalidArgument(f"{error.field}: {told}" if error.field else told) from None
 
     def encode(message: Any) -> bytes:
         try:

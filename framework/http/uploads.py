@@ -22,7 +22,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from framework.errors import InvalidArgument
-from framework.http.binding import HTTP_BODY, Binder, Preset, Target, Violation, invalid, target_of
+from framework.http.binding import HTTP_BODY, Binder, Preset, Target, Violation, explained, invalid, target_of
 from framework.http.cors import FOREIGN, Cors, foreign
 from framework.http.exchange import Exchange
 from framework.http.json import Json, JsonError
@@ -179,8 +179,10 @@ class Uploads:
             seen.add(target.name)
         try:
             value = self._value(target, part)
-        except (ValueError, JsonError) as error:
-            raise Violation(target.name, getattr(error, "message", str(error))) from None
+        except JsonError as error:
+            raise Violation(target.name, explained(error, self._kind.DESCRIPTOR)) from None
+        except ValueError as error:
+            raise Violation(target.name, str(error)) from None
         if self._field is not None:
             message = getattr(message, self._field.name)
         target.set(message, value)
