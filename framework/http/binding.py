@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -23,6 +22,7 @@ from framework.http.json import Json, JsonError
 from framework.http.relay import is_relayed
 from framework.http.rules import Rule, find_field, is_map
 from framework.http.text import Convert, converter
+from framework.http.unknown import explained, no_field
 
 HTTP_BODY = "google.api.HttpBody"
 FIELD_MASK = "google.protobuf.FieldMask"
@@ -48,10 +48,6 @@ DEEPEST = 100
 LARGEST_LOCATED = 1 << 16
 """Bytes of a body in which the place of a mistake is still looked for."""
 
-LONGEST_MEANT = 60
-"""Characters of an unknown name for which one that exists is looked for."""
-
-_UNKNOWN = re.compile(r'([\w.]+) has no field "(.*)"', re.DOTALL)
 _NAME = re.compile(r"(?P<name>[^.\[\]]+)(?:\[(?P<key>[^\]]*)\])?(?:\.|$)")
 
 
@@ -343,35 +339,6 @@ def derived_mask(rule: Rule) -> FieldDescriptor | None:
         if field.message_type is not None and field.message_type.full_name == FIELD_MASK and not field.is_repeated
     ]
     return masks[0] if len(masks) == 1 else None
-
-
-def no_field(descriptor: Descriptor, name: str) -> str:
-    """What is said of a name that is no field of a message, with the one that may be meant."""
-    shown = name if len(name) <= 100 else f"{name[:97]}..."
-    wanted = _bare(name)
-    near: dict[str, FieldDescriptor] = {}
-    for one in descriptor.fields if len(wanted) <= LONGEST_MEANT else ():
-        other = _bare(one.name)
-        if other[:1] == wanted[:1] and abs(len(other) - len(wanted)) <= 2:  # to compare takes long, and anybody may ask
-            near[other] = one
-    close = get_close_matches(wanted, near, 1, 0.75)
-    meant = near[close[0]].name if close and "_" in name else near[close[0]].json_name if close else ""
-    return f'{descriptor.full_name} has no field "{shown}"' + (f'; did you mean "{meant}"?' if meant else "")
-
-
-def _bare(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
-def explained(error: JsonError, descriptor: Descriptor) -> str:
-    """What is wrong with the JSON of a message, with the field that may be meant by an unknown name."""
-    found = _UNKNOWN.fullmatch(error.message)
-    if found is None:
-        return error.message
-    try:
-        return no_field(descriptor.file.pool.FindMessageTypeByName(found[1]), found[2])
-    except KeyError:
-        return error.message
 
 
 def target_of(descriptor: Descriptor, name: str, codecs: Json, *, whole: bool = False) -> Target:

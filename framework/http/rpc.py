@@ -21,7 +21,6 @@ from framework.errors import (
     Unimplemented,
 )
 from framework.http import compression
-from framework.http.binding import explained
 from framework.http.conduct import Conduct, Gone
 from framework.http.exchange import Exchange
 from framework.http.headers import Incoming
@@ -30,6 +29,7 @@ from framework.http.relay import is_relayed
 from framework.http.replies import Output
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
+from framework.http.unknown import explained
 
 COMPRESSED = 0x01
 

@@ -22,13 +22,14 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from framework.errors import InvalidArgument
-from framework.http.binding import HTTP_BODY, Binder, Preset, Target, Violation, explained, invalid, target_of
+from framework.http.binding import HTTP_BODY, Binder, Preset, Target, Violation, invalid, target_of
 from framework.http.cors import FOREIGN, Cors, foreign
 from framework.http.exchange import Exchange
 from framework.http.json import Json, JsonError
 from framework.http.rules import find_field
 from framework.http.settings import HttpSettings
 from framework.http.status import HttpError
+from framework.http.unknown import explained
 
 try:
     import multipart
