@@ -18,7 +18,7 @@ from framework.http.admission import Admission
 from framework.http.app import HttpApp
 from framework.http.conduct import Conduct
 from framework.http.front import Front
-from framework.http.pages import docs_pages, health_pages
+from framework.http.pages import Grpc, docs_pages, health_pages
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
 from framework.security.guard import Guard
@@ -77,7 +77,8 @@ def http_front(
     def unready() -> str:
         return "" if server.health.is_serving else f"{server.address} does not serve"
 
-    docs = docs_pages(lambda: app.services, name, app.settings, security)
+    grpc = Grpc(server.address, bool(server.settings.tls)) if server.port else None  # none in Envoy, which has it
+    docs = docs_pages(lambda: app.services, name, app.settings, security, grpc)
     return Front(app, web, health_pages(unready), docs, admission.known), live
 
 

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from framework.call import Interceptor
+from framework.call import Interceptor, Method
 from framework.config import Drain, ServerSettings, Settings, active
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
@@ -40,10 +40,10 @@ from framework.signals import serve_until_signal
 from framework.telemetry.telemetry import telemetry_for
 
 if TYPE_CHECKING:
-    from framework.workers.worker import Worker
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-if TYPE_CHECKING:
     from framework.http.server import HttpServer
+    from framework.workers.worker import Worker
 
 log = logging.getLogger("framework")
 
@@ -259,6 +259,7 @@ class Service:
     async def _beside(self, server: Server, settings: ServerSettings, *, shared: bool) -> HttpServer | None:
         """HTTP beside gRPC, when the settings have a port for it."""
         if settings.http.port is None:
+            _doubt_http(bound.method for bound in server.pipeline.methods)
             return None
         try:
             from framework.cohosting import http_beside
@@ -341,6 +342,27 @@ class Service:
 
 
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def _doubt_http(methods: Iterable[Method[Any, Any]]) -> None:
+    """Tell of HTTP rules that cannot be served, though nobody serves them here: a gateway will not, either."""
+    services: dict[str, ServiceDescriptor] = {}
+    for method in methods:
+        descriptor = getattr(method.request, "DESCRIPTOR", None)
+        if descriptor is not None and method.service not in services:
+            with contextlib.suppress(KeyError):
+                services[method.service] = descriptor.file.pool.FindServiceByName(method.service)
+    annotated = [one for one in services.values() if any(map(_has_http, one.methods))]
+    if not annotated:
+        return
+    from framework.http.methods import mistakes_in
+
+    for _, error in mistakes_in(annotated):
+        log.warning("%s. HTTP cannot be served with this, neither here nor by a gateway", error)
+
+
+def _has_http(method: MethodDescriptor) -> bool:
+    return any(one.full_name in ("google.api.http", "framework.http") for one, _ in method.GetOptions().ListFields())
 
 
 def _advertised(settings: ServerSettings, port: int) -> str:

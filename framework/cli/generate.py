@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
     from framework.cli import Commands
+    from framework.codegen import Mistake
 
 DESCRIPTION = """\
 Make typed Python from every .proto file below PROTO_DIR.
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from framework.codegen import ProtoError, generate
 
     try:
-        result = generate(args.proto_dir, args.out, check=args.check)
+        result = generate(args.proto_dir, args.out, check=args.check, inspect=http_mistakes)
     except ProtoError as error:
         if args.debug:
             raise
@@ -80,6 +84,24 @@ def run(args: argparse.Namespace) -> int:
     ]
     print(f"{args.out}: {', '.join(done)}")
     return 0
+
+
+def http_mistakes(files: Mapping[str, FileDescriptorProto], protos: Sequence[str]) -> Iterator[Mistake]:
+    """Rules and options of HTTP that could not be served."""
+    from google.protobuf import descriptor_pb2
+
+    from framework.codegen import Mistake
+    from framework.codegen.services import METHOD, OPTIONS, SERVICE
+    from framework.http.methods import mistakes_in, pool_of
+
+    pool = pool_of(descriptor_pb2.FileDescriptorSet(file=files.values()))
+    for proto in protos:
+        services = pool.FindFileByName(proto).services_by_name.values()
+        for method, error in mistakes_in(services):
+            service = method.containing_service
+            path = (SERVICE, service.index, METHOD, method.index)
+            option = (*path, OPTIONS, *error.place)
+            yield Mistake(proto, str(error), (option, option[: len(path) + 2], path))
 
 
 def _files(count: int) -> str:

@@ -12,6 +12,6 @@ another), comments, messages (`_pb2`), services (`_rpc`).
 """
 
 from framework.codegen.compiler import ProtoError
-from framework.codegen.tree import Result, Stale, describe, generate
+from framework.codegen.tree import Mistake, Result, Stale, describe, generate
 
-__all__ = ["ProtoError", "Result", "Stale", "describe", "generate"]
+__all__ = ["Mistake", "ProtoError", "Result", "Stale", "describe", "generate"]

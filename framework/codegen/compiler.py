@@ -26,6 +26,14 @@ class ProtoError(FrameworkError):
     """Proto files that do not compile; the message has a line `file:line:column: message` for each mistake."""
 
 
+def mistake(proto_dir: Path, file: FileDescriptorProto, message: object, *paths: tuple[int, ...]) -> str:
+    """The line for a mistake, with the first of these paths that has a place in the file, or a part that has one."""
+    places = file.source_code_info.location
+    where = next((one.span for path in paths for one in places if tuple(one.path[: len(path)]) == path), None)
+    place = f":{where[0] + 1}:{where[1] + 1}" if where else ""
+    return f"{proto_dir / file.name}{place}: {message}"
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What the tools made of a tree.

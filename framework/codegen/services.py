@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.codegen.comments import cleaned
-from framework.codegen.compiler import ProtoError
+from framework.codegen.compiler import ProtoError, mistake
 from framework.codegen.layout import Layout, identifier, import_line
 from framework.codegen.messages import UNTYPED, header
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         FileDescriptorProto,
         MethodDescriptorProto,
         ServiceDescriptorProto,
-        SourceCodeInfo,
     )
 
 WIDTH = 120
@@ -119,7 +118,7 @@ def _literal(value: Any, indent: int, beside: int = 0) -> str:
 class _Writer:
     def __init__(self, file: FileDescriptorProto, types: Types, layout: Layout, proto_dir: Path) -> None:
         self.file = file
-        self.path = proto_dir / file.name
+        self.proto_dir = proto_dir
         self.types = types
         self.layout = layout
         self.names = _Names({identifier(method.name) for service in file.service for method in service.method})
@@ -268,8 +267,7 @@ class _Writer:
             return declared(method.options)
         except OptionError as error:
             option = (*path, OPTIONS, options_pb2.METHOD_FIELD_NUMBER)
-            line, column = self.place((*option, error.field), option, path).span[:2]
-            raise ProtoError(f"{self.path}:{line + 1}:{column + 1}: {error}") from None
+            raise ProtoError(mistake(self.proto_dir, self.file, error, (*option, error.field), option, path)) from None
 
     def access(
         self, service: ServiceDescriptorProto, method: MethodDescriptorProto, path: tuple[int, ...]
@@ -283,12 +281,8 @@ class _Writer:
         except OptionError as error:
             own = (*path, OPTIONS, options_pb2.METHOD_FIELD_NUMBER)
             whole = (*path[:2], SERVICE_OPTIONS, options_pb2.SERVICE_FIELD_NUMBER)
-            line, column = self.place((*own, error.field), own, (*whole, error.field), whole, path).span[:2]
-            raise ProtoError(f"{self.path}:{line + 1}:{column + 1}: {error}") from None
-
-    def place(self, *paths: tuple[int, ...]) -> SourceCodeInfo.Location:
-        """Where the first of these stands in the file, or the first part of it that has a place of its own."""
-        return next(where for path in paths for known, where in self.comments.items() if known[: len(path)] == path)
+            places = ((*own, error.field), own, (*whole, error.field), whole, path)
+            raise ProtoError(mistake(self.proto_dir, self.file, error, *places)) from None
 
     def docstring(self, indent: str, path: tuple[int, ...], default: str = "") -> bool:
         """Write the comment above a service or method as its docstring; False when there is nothing to write."""

@@ -12,10 +12,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from framework.codegen.layout import Layout
 from framework.errors import FrameworkError
@@ -23,9 +23,27 @@ from framework.errors import FrameworkError
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+Inspect: TypeAlias = "Callable[[Mapping[str, FileDescriptorProto], Sequence[str]], Iterable[Mistake]]"
+"""Looks into the descriptions of all files for mistakes in those of a tree, which are named."""
+
 MANIFEST = ".framework-generate.json"
 LEFT_OVER = "left over"
 PROVIDED = ("buf/validate/", "framework/", "google/")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What compiles and yet makes no sense.
+
+    Attributes:
+        proto: the file.
+        message: what is wrong.
+        paths: where it is, as source locations name it: the first that has a place.
+    """
+
+    proto: str
+    message: str
+    paths: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class Result:
     warnings: tuple[str, ...] = ()
 
 
-def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
+def generate(proto_dir: Path, out: Path, *, check: bool = False, inspect: Inspect | None = None) -> Result:
     """Make the Python of a tree of proto files. Files that are right already are not touched.
 
     Args:
@@ -66,6 +84,7 @@ def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
         out: where the output goes. It becomes a package, unless it is an import root: a directory called `src`, or
             one that holds pyproject.toml.
         check: write nothing, and compare the output with what is there.
+        inspect: looks for more mistakes than the compiler does.
 
     Raises:
         ProtoError: a proto file has mistakes; the output is left as it was.
@@ -80,7 +99,7 @@ def generate(proto_dir: Path, out: Path, *, check: bool = False) -> Result:
     if not check and {**entry, "outputs": outputs} == known and _intact(out, outputs):
         return Result(unchanged=tuple(out / path for path in outputs))
 
-    texts, warnings = render(proto_dir, protos, root=_is_root(out))
+    texts, warnings = render(proto_dir, protos, root=_is_root(out), inspect=inspect)
     stale = tuple(_compare(out, texts, outputs))
     changed = tuple(item.path for item in stale if item.reason != LEFT_OVER)
     unchanged = tuple(out / path for path in texts if out / path not in changed)
@@ -115,10 +134,12 @@ def describe(proto_dir: Path) -> Mapping[str, FileDescriptorProto]:
     return describe_protos(proto_dir, protos_in(proto_dir))
 
 
-def render(proto_dir: Path, protos: Sequence[str], *, root: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+def render(
+    proto_dir: Path, protos: Sequence[str], *, root: bool, inspect: Inspect | None = None
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """The text of every output file by its path below the output directory, and the warnings."""
     # Imported here: a tree that has not changed needs no protobuf.
-    from framework.codegen.compiler import compile_protos
+    from framework.codegen.compiler import ProtoError, compile_protos, mistake
     from framework.codegen.messages import message_module, message_stub
     from framework.codegen.services import message_types, service_module
 
@@ -132,6 +153,9 @@ def render(proto_dir: Path, protos: Sequence[str], *, root: bool) -> tuple[dict[
         texts[str(layout.path(proto, "_pb2.pyi"))] = message_stub(file, compiled.stubs[proto], layout)
         if file.service:
             texts[str(layout.path(proto, "_rpc.py"))] = service_module(file, types, layout, proto_dir)
+    found = () if inspect is None else inspect(compiled.files, protos)
+    if lines := [mistake(proto_dir, compiled.files[one.proto], one.message, *one.paths) for one in found]:
+        raise ProtoError("\n".join(lines))
     return texts, compiled.warnings
 
 
@@ -143,6 +167,8 @@ def protos_in(proto_dir: Path) -> list[str]:
     """
     from framework.codegen.compiler import include_paths
 
+    if proto_dir.is_file():
+        raise FrameworkError(f"{proto_dir} is a file. Name the directory that holds your .proto files.")
     if not proto_dir.is_dir():
         raise FrameworkError(f"there is no directory {proto_dir}. Name the one that holds your .proto files.")
     protos: list[str] = []
@@ -168,7 +194,9 @@ def _is_root(out: Path) -> bool:
 def _tools() -> dict[str, str]:
     """What the output depends on besides the input."""
     own = hashlib.blake2b(digest_size=16)
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent.parent / "options.py"):
+    package = Path(__file__).parent.parent
+    others = ("options.py", "http/methods.py", "http/rules.py", "http/success.py")  # what is a mistake
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *(package / name for name in others)):
         own.update(path.read_bytes())
     try:
         versions = {name: importlib.metadata.version(name) for name in ("grpcio-tools", "mypy-protobuf")}

@@ -107,7 +107,7 @@ class HttpApp:
                     method, handler, codecs, self.settings, rpc_incoming, self.details
                 )
                 routes += (RestRoute(r, handler, codecs, self.settings, incoming, self.details) for r in rules)
-        self.router = Router(routes)
+        self.router = Router(routes, self.settings.pages)
         self.routes = tuple(routes)
         for line in self.router.ambiguous if report else ():
             log.warning("%s", line)
@@ -202,10 +202,11 @@ class HttpApp:
             await self.guard(exchange.scope, None if found.route is None else found.route.rule.method)
         if found.route is not None:
             await found.route.serve(exchange, found.values)
-        elif not found.allowed and path != "*":
+            return
+        allowed = found.allowed | ({"GET"} if path in self.settings.pages else frozenset())
+        if not allowed and path != "*":
             raise NotFound(f"there is nothing at {path[:200]}")
-        else:
-            await self._refuse(exchange, found.allowed)
+        await self._refuse(exchange, allowed)
 
     async def _refuse(self, exchange: Exchange, allowed: frozenset[str]) -> None:
         names = set(allowed) | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())

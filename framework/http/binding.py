@@ -22,6 +22,7 @@ from framework.http.json import Json, JsonError
 from framework.http.relay import is_relayed
 from framework.http.rules import Rule, find_field, is_map
 from framework.http.text import Convert, converter
+from framework.http.unknown import explained, no_field
 
 HTTP_BODY = "google.api.HttpBody"
 FIELD_MASK = "google.protobuf.FieldMask"
@@ -141,23 +142,13 @@ class Binder:
         self.raw = holder is not None and holder.full_name == HTTP_BODY
         """The body is no JSON, but bytes for an HttpBody."""
         self._raw_kind = message_factory.GetMessageClass(holder) if self.raw and holder is not None else None
-        self._mask = self._derived_mask()
+        self._mask = derived_mask(rule)
         self._parse = self._parser()
 
     def _variable(self, fields: tuple[FieldDescriptor, ...]) -> Target:
         convert = converter(fields[-1], self._codecs)
         assert convert is not None  # the rule would have been refused
         return Target(".".join(field.name for field in fields), fields, {}, convert)
-
-    def _derived_mask(self) -> FieldDescriptor | None:
-        """The field that a PATCH without an explicit mask sets from the fields in its body."""
-        masks = [
-            field
-            for field in self._descriptor.fields
-            if field.message_type is not None and field.message_type.full_name == FIELD_MASK and not field.is_repeated
-        ]
-        patched = self._body is not None and self._body.message_type is not None and not self.raw
-        return masks[0] if self.rule.http == "PATCH" and patched and len(masks) == 1 else None
 
     def preset(self, values: tuple[str, ...], query: bytes) -> Preset:
         """What the variables of the path and the query set.
@@ -312,7 +303,7 @@ class Binder:
             except (ValueError, RecursionError):
                 raise invalid([Violation(name, "this is no JSON")]) from None
             except JsonError as error:
-                raise invalid([Violation(name, error.message)]) from None
+                raise invalid([Violation(name, explained(error, self._descriptor))]) from None
 
         return scalar
 
@@ -324,7 +315,7 @@ class Binder:
             except (ValueError, RecursionError):
                 places = []
             where = places[0] if len(places) == 1 else where
-        return invalid([Violation(".".join(part for part in (prefix, where) if part), error.message)])
+        return invalid([Violation(".".join(part for part in (prefix, where) if part), explained(error, descriptor))])
 
     def _set_mask(self, message: Any, preset: Preset, body: bytes) -> None:
         mask, field = self._mask, self._body
@@ -334,6 +325,20 @@ class Binder:
         if any(target.steps[0].name == mask.name for target, _ in preset):
             return
         getattr(message, mask.name).paths.extend(_paths(json.loads(body), field.message_type, ""))
+
+
+def derived_mask(rule: Rule) -> FieldDescriptor | None:
+    """The field that a PATCH without an explicit mask sets from the fields in its body."""
+    request: Descriptor = rule.method.request.DESCRIPTOR
+    body = find_field(request, rule.body) if rule.http == "PATCH" and rule.body not in ("", "*") else None
+    if body is None or body.message_type is None or body.message_type.full_name == HTTP_BODY:
+        return None
+    masks = [
+        field
+        for field in request.fields
+        if field.message_type is not None and field.message_type.full_name == FIELD_MASK and not field.is_repeated
+    ]
+    return masks[0] if len(masks) == 1 else None
 
 
 def target_of(descriptor: Descriptor, name: str, codecs: Json, *, whole: bool = False) -> Target:
@@ -354,8 +359,10 @@ def target_of(descriptor: Descriptor, name: str, codecs: Json, *, whole: bool = 
     while at < len(name):
         token = _NAME.match(name, at)
         field = None if token is None or holder is None else find_field(holder, token["name"])
+        if token is not None and holder is not None and field is None:
+            raise Violation(shown, no_field(holder, token["name"]))
         if token is None or field is None or (steps and steps[-1].is_repeated and len(steps) - 1 not in keys):
-            raise Violation(shown, f"{descriptor.full_name} has no such field")
+            raise Violation(shown, no_field(descriptor, shown))
         steps.append(field)
         if len(steps) > DEEPEST:
             raise Violation(shown, f"this is nested deeper than {DEEPEST} messages")
@@ -369,7 +376,7 @@ def target_of(descriptor: Descriptor, name: str, codecs: Json, *, whole: bool = 
             holder = field.message_type.fields_by_name["value"].message_type  # type: ignore[union-attr]  # a map
         at = token.end()
     if not steps or name.endswith("."):
-        raise Violation(shown, f"{descriptor.full_name} has no such field")
+        raise Violation(shown, no_field(descriptor, shown))
     last: FieldDescriptor = steps[-1]
     if is_map(last):
         if len(steps) - 1 not in keys:

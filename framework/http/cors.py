@@ -119,7 +119,7 @@ def foreign(origin: bytes) -> PermissionDenied:
 
 async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """Send a whole response."""
-    if status != 204:
+    if status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -31,8 +31,8 @@ _FORWARDED = frozenset(
 )
 
 App: TypeAlias = Callable[[Scope, Receive, Send], Any]
-Page: TypeAlias = Callable[[], tuple[int, Headers, bytes]]
-"""Status, headers and body of a page."""
+Page: TypeAlias = Callable[[Mapping[bytes, bytes]], tuple[int, Headers, bytes]]
+"""Status, headers and body of a page, for the headers of a request."""
 
 
 class Front:
@@ -82,7 +82,8 @@ class Front:
         if origin is not None and scope["method"] == "OPTIONS":
             said = self._cors.preflight("OPTIONS", dict(scope["headers"]))
             if said is not None:
-                await respond(send, *said)
+                status, headers, body = said
+                await respond(send, status, [*headers, (ID, request_id)], body)
                 return
         if origin is not None:
             scope[FOREIGN] = not self._cors.allows(origin) and self._cors.is_foreign(dict(scope["headers"]))
@@ -109,7 +110,7 @@ class Front:
         except RpcError as error:
             await fail(Exchange(scope, receive, sending, HttpSettings(), scope["path"], set()), Details(()), error)
             return
-        status, headers, body = page()
+        status, headers, body = page(dict(scope["headers"]))
         await respond(sending, status, list(headers), body)
 
     def _read(self, scope: Scope) -> tuple[bytes | None, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.api import annotations_pb2, http_pb2
@@ -15,6 +15,7 @@ from framework.call import Method
 from framework.errors import ConfigError
 from framework.http.rules import Rule, RuleError, rules_of
 from framework.http.success import Success
+from framework.options import method_of
 
 
 def pool_of(files: descriptor_pb2.FileDescriptorSet) -> descriptor_pool.DescriptorPool:
@@ -69,12 +70,25 @@ def declared_rules(descriptor: MethodDescriptor, method: Method[Any, Any]) -> tu
     """
     annotation, said = http_rule_of(descriptor), _option(descriptor, options_pb2.http)
     if annotation is None and said is not None:
-        raise RuleError(f"{method.full_name}: (framework.http) is of use with a google.api.http rule only")
+        raise RuleError(
+            f"{method.full_name}: (framework.http) is of use with a google.api.http rule only",
+            (options_pb2.HTTP_FIELD_NUMBER,),
+        )
     rules = () if annotation is None else rules_of(method, annotation)
     if said is None:
         return rules
     success = Success.of(method, said)
     return tuple(dataclasses.replace(rule, success=success) for rule in rules)
+
+
+def mistakes_in(services: Iterable[ServiceDescriptor]) -> Iterator[tuple[MethodDescriptor, RuleError]]:
+    """The methods whose options declare rules that cannot be served, each with the first reason."""
+    for service in services:
+        for descriptor in service.methods:
+            try:
+                declared_rules(descriptor, method_of(descriptor))
+            except RuleError as error:
+                yield descriptor, error
 
 
 def _option(method: MethodDescriptor, extension: Any) -> Any:

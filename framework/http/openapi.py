@@ -25,6 +25,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, Service
 
 from framework.call import Method
 from framework.errors import ConfigError
+from framework.http.binding import derived_mask
 from framework.http.methods import declared_rules
 from framework.http.operations import (
     ERRORS,
@@ -62,7 +63,8 @@ class Info:
     Attributes:
         title, version, description: of the API; Markdown is allowed in the description.
         servers: URLs that the paths are below; without any they are below where the document is.
-        grpc_target: `host:port` of plain gRPC, for the commands that the page shows.
+        grpc_target: `host:port` of gRPC, for the commands that the page shows; none without.
+        grpc_tls: it is over TLS; None is as the page is.
     """
 
     title: str = "API"
@@ -70,6 +72,7 @@ class Info:
     description: str = ""
     servers: tuple[str, ...] = ()
     grpc_target: str = ""
+    grpc_tls: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def document(
 
 
 def loaded_comments(services: Iterable[ServiceDescriptor]) -> dict[str, str]:
-    """The comments that the generated modules of services and their messages carry."""
+    """The comments that generated modules carry of the files of services, wherever their descriptors come from."""
     modules = {
         module.DESCRIPTOR.name: module
         for name, module in sorted(sys.modules.items())
@@ -127,7 +130,8 @@ def loaded_comments(services: Iterable[ServiceDescriptor]) -> dict[str, str]:
             return
         seen.add(file.name)
         module = modules.get(file.name)
-        if module is not None and module.DESCRIPTOR is file:
+        # What is learnt by reflection is in a pool of its own.
+        if module is not None and module.DESCRIPTOR.serialized_pb == file.serialized_pb:
             found.update(module.__comments__)
         for dependency in file.dependencies:
             add(dependency)
@@ -203,6 +207,8 @@ class _Document:
             shown["info"]["description"] = info.description
         if info.grpc_target:
             shown["x-grpc-target"] = info.grpc_target
+            if info.grpc_tls is not None:
+                shown["x-grpc-tls"] = info.grpc_tls
         if info.servers:
             shown["servers"] = [{"url": url} for url in info.servers]
         if self.security is not None:
@@ -242,11 +248,21 @@ class _Document:
             slots = [dataclasses.replace(slot, name=first.name) for first, slot in zip(names, slots, strict=True)]
             item = paths.setdefault(path_of(one.rule, slots), {})
             operation = {**self.head(one), **self.operations.of(one.rule, slots)}
+            operation["x-grpc"].update(self.implied(one.rule))
             if one.rule.http in _METHODS:
                 item[one.rule.http.lower()] = operation
             else:
                 item.setdefault("x-additionalOperations", {})[one.rule.http] = operation
         return paths
+
+    def implied(self, rule: Rule) -> dict[str, str]:
+        """The fields of a request that are set by something else than their own names."""
+        found: dict[str, str] = {}
+        if (mask := derived_mask(rule)) is not None:
+            found["mask"] = self.schemas.name(mask)
+        if rule.success is not None and rule.success.if_match:
+            found["ifMatch"] = ".".join(map(self.schemas.name, rule.success.if_match))
+        return found
 
     def head(self, one: _Binding) -> dict[str, Any]:
         """What is said of an operation whatever its rule is."""

@@ -65,15 +65,19 @@ class Router(Generic[R]):
 
     Args:
         routes: in any order. Of several that match the same, the one whose method's name is first is taken.
+        pages: paths at which somebody else answers GET, before these are looked at.
     """
 
-    def __init__(self, routes: Iterable[R]) -> None:
+    def __init__(self, routes: Iterable[R], pages: Iterable[str] = ()) -> None:
         self._roots: dict[str, _Node[R]] = {"": _Node()}
         self._exact: dict[str, dict[str, R]] = {}
         self.ambiguous: list[str] = []
-        """Rules that match exactly the same, one line each."""
+        """Rules that are not reached where they match: others match the same, or a page is there; one line each."""
         for route in sorted(routes, key=lambda one: (one.rule.method.full_name, one.rule.http, one.rule.template.text)):
             self._add(route)
+        for page in pages:
+            if (found := self.find("GET", page).route) is not None:
+                self.ambiguous.append(f"{found.rule} is not reached at {page}: the server has a page of its own there")
 
     def _add(self, route: R) -> None:
         rule = route.rule

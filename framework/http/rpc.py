@@ -29,6 +29,7 @@ from framework.http.relay import is_relayed
 from framework.http.replies import Output
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, HttpError
+from framework.http.unknown import explained
 
 COMPRESSED = 0x01
 
@@ -103,7 +104,8 @@ def _json(request: Codec, write: Callable[[Any], bytes]) -> Coding:
         try:
             return request.parse(raw)
         except JsonError as error:
-            raise InvalidArgument(f"{error.field}: {error.message}" if error.field else error.message) from None
+            told = explained(error, request.kind.DESCRIPTOR)
+            raise InvalidArgument(f"{error.field}: {told}" if error.field else told) from None
 
     def encode(message: Any) -> bytes:
         try:

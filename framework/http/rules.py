@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from google.api import http_pb2
+from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from framework.call import Method
@@ -45,7 +45,15 @@ TEXT_MESSAGES = frozenset(
 
 
 class RuleError(FrameworkError):
-    """A rule that cannot be served; the message says which method, which rule and what is wrong with it."""
+    """A rule that cannot be served; the message says which method, which rule and what is wrong with it.
+
+    Attributes:
+        place: the path in the options of the method to what is wrong.
+    """
+
+    def __init__(self, message: str, place: tuple[int, ...] = (annotations_pb2.HTTP_FIELD_NUMBER,)) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from framework.http.binding import Unknown
 from framework.http.json import JsonOptions
 from framework.web import CorsSettings, WebSettings
 
+HEALTHZ, READYZ = "/healthz", "/readyz"
+DOCS, OPENAPI_JSON, OPENAPI_YAML = "/docs", "/openapi.json", "/openapi.yaml"
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -34,6 +36,7 @@ class HttpSettings:
         compress_above: bytes from which on replies are compressed for clients that accept it.
         heartbeat: seconds of silence after which a comment is sent on an event stream.
         retry: seconds after which a client of an event stream is to connect again; None says nothing.
+        pages: paths at which somebody before the application answers GET.
     """
 
     max_message: int = 4 << 20
@@ -55,6 +58,7 @@ class HttpSettings:
     compress_above: int = 1024
     heartbeat: float = 15.0
     retry: float | None = 3.0
+    pages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_message", "body_timeout", "max_timeout", "heartbeat"):
@@ -77,4 +81,5 @@ class HttpSettings:
             json=JsonOptions(**{f.name: getattr(web.json, f.name) for f in fields(JsonOptions)}),
             compress_above=sys.maxsize if web.compress_above is None else web.compress_above,
             heartbeat=web.heartbeat,
+            pages=(HEALTHZ, READYZ, *((DOCS, OPENAPI_JSON, OPENAPI_YAML) if web.docs else ())),
         )

@@ -18,9 +18,10 @@ from urllib.parse import quote, unquote
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from framework import options_pb2
 from framework.call import Method
 from framework.errors import Aborted, Code, InvalidArgument, RpcError
-from framework.http.rules import STAR, STARS, RuleError, Template, find_field
+from framework.http.rules import STAR, STARS, RuleError, Template, find_field, is_map
 from framework.http.status import Headers, HttpError
 
 WHOLE = "*"
@@ -55,25 +56,30 @@ class Success:
     @classmethod
     def of(cls, method: Method[Any, Any], said: Any) -> Success:
         """What `framework.HttpOptions` say. Raises RuleError for what cannot be."""
+        request, reply = method.request.DESCRIPTOR, method.reply.DESCRIPTOR
+        location: tuple[Template, tuple[Fields, ...]] | None = None
+        etag: Fields | None = None
+        if_match: Fields = ()
+        name = ""  # of what is being looked at
         try:
             if method.server_streaming:
                 raise ValueError("a stream of replies cannot have it")
-            if method.client_streaming and said.if_match:
-                raise ValueError("if_match is not for a stream of requests")
-            if said.status and not 200 <= said.status <= 299:
-                raise ValueError(f"status {said.status} is no success; choose one from 200 to 299")
-            request, reply = method.request.DESCRIPTOR, method.reply.DESCRIPTOR
-            etag = None
-            if said.etag:
+            if name := "status" if said.status else "":
+                _check_status(said.status)
+            if name := "location" if said.location else "":
+                location = _location(reply, said.location)
+            if name := "etag" if said.etag else "":
                 etag = () if said.etag == WHOLE else _fields(reply, said.etag.split("."), "etag")
-            return cls(
-                said.status or 200,
-                _location(reply, said.location) if said.location else None,
-                etag,
-                _fields(request, said.if_match.split("."), "if_match") if said.if_match else (),
-            )
+            if name := "if_match" if said.if_match else "":
+                if method.client_streaming:
+                    raise ValueError("if_match is not for a stream of requests")
+                if_match = _fields(request, said.if_match.split("."), "if_match")
         except ValueError as error:
-            raise RuleError(f"{method.full_name}: (framework.http): {error}") from None
+            place = (said.DESCRIPTOR.fields_by_name[name].number,) if name else ()
+            raise RuleError(
+                f"{method.full_name}: (framework.http): {error}", (options_pb2.HTTP_FIELD_NUMBER, *place)
+            ) from None
+        return cls(said.status or 200, location, etag, if_match)
 
     def headers(self, reply: Any, body: bytes, root: str) -> Headers:
         """What an answer says about the reply.
@@ -140,23 +146,37 @@ def precondition_failed(error: RpcError, http: str, headers: Mapping[bytes, byte
     return b"if-none-match" in headers and (error.code in _UNMET or error.code is Code.ALREADY_EXISTS)
 
 
+def _check_status(status: int) -> None:
+    if not 200 <= status <= 299:
+        raise ValueError(f"status {status} is no success; choose one from 200 to 299")
+
+
 def _fields(descriptor: Descriptor, path: list[str] | tuple[str, ...], what: str) -> Fields:
     """The fields from a message down to one that a piece of text can be."""
     fields: list[FieldDescriptor] = []
     held: Descriptor | None = descriptor
+    shown = f"{what} {'.'.join(path)!r}"
     for name in path:
-        found = None if held is None else find_field(held, name)
-        if found is None or found.is_repeated:
-            raise ValueError(f"{what} {'.'.join(path)!r} is no field of {descriptor.full_name}")
+        if held is None:
+            raise ValueError(f"{shown}: {fields[-1].name} holds no fields")
+        found = find_field(held, name)
+        if found is None:
+            there = ", ".join(one.name for one in held.fields)
+            raise ValueError(f"{shown} is no field of {held.full_name}; it has {there or 'none'}")
+        if found.is_repeated:
+            raise ValueError(f"{shown}: {found.name} is {'a map' if is_map(found) else 'repeated'}; take one value")
         fields.append(found)
         held = found.message_type
     if fields[-1].type not in (FieldDescriptor.TYPE_STRING,) and fields[-1].cpp_type not in _NUMBERS:
-        raise ValueError(f"{what} {'.'.join(path)!r} must be a string or a whole number")
+        raise ValueError(f"{shown} must be a string or a whole number")
     return tuple(fields)
 
 
 def _location(reply: Descriptor, text: str) -> tuple[Template, tuple[Fields, ...]]:
-    template = Template.parse(text)
+    try:
+        template = Template.parse(text)
+    except ValueError as error:
+        raise ValueError(f'location "{text}": {error}') from None
     covered = {n for one in template.variables for n in range(one.start, one.end or len(template.segments))}
     if any(segment in (STAR, STARS) and n not in covered for n, segment in enumerate(template.segments)):
         raise ValueError(f'location "{text}" has a {STAR} outside of a variable')

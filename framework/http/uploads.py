@@ -29,6 +29,7 @@ from framework.http.json import Json, JsonError
 from framework.http.rules import find_field
 from framework.http.settings import HttpSettings
 from framework.http.status import HttpError
+from framework.http.unknown import explained
 
 try:
     import multipart
@@ -179,8 +180,10 @@ class Uploads:
             seen.add(target.name)
         try:
             value = self._value(target, part)
-        except (ValueError, JsonError) as error:
-            raise Violation(target.name, getattr(error, "message", str(error))) from None
+        except JsonError as error:
+            raise Violation(target.name, explained(error, self._kind.DESCRIPTOR)) from None
+        except ValueError as error:
+            raise Violation(target.name, str(error)) from None
         if self._field is not None:
             message = getattr(message, self._field.name)
         target.set(message, value)

@@ -48,6 +48,49 @@ def test_bad_proto(protos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == 'protos/a.proto:3:9: "A" is already defined.\n'
 
 
+HTTP_MISTAKES = """\
+syntax = "proto3";
+package a;
+import "framework/options.proto";
+import "google/api/annotations.proto";
+
+service S {
+  rpc Path(Note) returns (Note) {
+    option (google.api.http) = { get: "/v1/{nam}" };
+  }
+  rpc Body(Note) returns (Note) {
+    option (google.api.http) = { put: "/v1/{name}" body: "x" };
+  }
+  rpc Tag(Note) returns (Note) {
+    option (google.api.http).get = "/v2/{name}";
+    option (framework.http).status = 201;
+    option (framework.http).etag = "versio";
+  }
+  rpc Place(Note) returns (Note) {
+    option (google.api.http).get = "/v3/{name}";
+    option (framework.http) = { location: "v3/{name}" };
+  }
+  rpc Only(Note) returns (Note) { option (framework.http) = { status: 201 }; }
+}
+message Note { string name = 1; int64 version = 2; }
+"""
+
+
+def test_http_mistakes(protos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What HTTP could not serve is told as the compiler tells its mistakes, a line each, and nothing is written."""
+    (protos / "a.proto").write_text(HTTP_MISTAKES)
+    assert main(["generate", "--out", "stubs"]) == 1
+    has = "it has name, version"
+    assert capsys.readouterr().err.splitlines() == [
+        f"protos/a.proto:8:5: a.S/Path: get \"/v1/{{nam}}\": variable 'nam' is no field of a.Note; {has}",
+        f"protos/a.proto:11:5: a.S/Body: put \"/v1/{{name}}\": body 'x' is no field of a.Note; {has}",
+        f"protos/a.proto:16:5: a.S/Tag: (framework.http): etag 'versio' is no field of a.Note; {has}",
+        'protos/a.proto:20:5: a.S/Place: (framework.http): location "v3/{name}": a path begins with "/"',
+        "protos/a.proto:22:35: a.S/Only: (framework.http) is of use with a google.api.http rule only",
+    ]
+    assert not Path("stubs").exists()
+
+
 def test_warnings_are_shown(protos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What protoc warns of reaches the user, and the output is written all the same."""
     (protos / "b.proto").write_text(PROTO.replace("A", "B") + 'import "a.proto";\n')

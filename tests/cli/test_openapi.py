@@ -60,6 +60,7 @@ def test_from_services(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         ([], "say what to describe: MODULE:SERVICE, or --protos DIR"),
         (["a:b", "--protos", "."], "say what to describe: MODULE:SERVICE, or --protos DIR"),
         (["--protos", "nowhere"], "there is no directory nowhere. Name the one that holds your .proto files."),
+        (["--protos", "wrong/a.proto"], "wrong/a.proto is a file. Name the directory that holds your .proto files."),
         (["--protos", "empty"], "there is no service in empty"),
         (
             ["--protos", "wrong"],

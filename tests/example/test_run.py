@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -9,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,6 +174,24 @@ def test_the_commands_with_certificates_can_be_copied(tmp_path: Path) -> None:
 def test_the_commands_it_prints_can_be_copied(shop: Running) -> None:
     """Each works in a shell as it stands, but for the last: that one kills."""
     copy_commands(shop)
+
+
+def test_the_page_shows_what_the_protos_say(shop: Running) -> None:
+    """Services, methods and fields of the gateway are described, though it learnt of them by reflection."""
+    url = shop.until(r"https?://127\.0\.0\.1:\d+")[0]
+    give_up = time.monotonic() + 10
+    document: dict[str, Any] = {"tags": []}
+    while len(document["tags"]) < 3:  # the gateway takes each service up when it is there
+        assert time.monotonic() < give_up, document["tags"]
+        with urllib.request.urlopen(f"{url}/openapi.json", timeout=10) as answer:
+            document = json.load(answer)
+    assert {one["name"]: bool(one.get("description")) for one in document["tags"]} == {
+        "shop.catalog.v1.Catalog": True,
+        "shop.inventory.v1.Inventory": True,
+        "shop.orders.v1.Orders": True,
+    }
+    assert document["paths"]["/v1/orders"]["post"]["summary"]
+    assert document["components"]["schemas"]["shop.catalog.v1.Product"]["description"]
 
 
 def copy_commands(shop: Running) -> None:

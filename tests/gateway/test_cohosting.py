@@ -278,6 +278,24 @@ async def test_limits_hold_here_too() -> None:
         assert (await shop.grpc("Get", "fine"))[0] is Code.OK
 
 
+async def test_docs_say_where_grpc_is() -> None:
+    """The page beside a service can tell what to dial."""
+    async with both() as service:
+        document = (await service.http.get("/openapi.json")).json()
+        assert (document["x-grpc-target"], document["x-grpc-tls"]) == (service.server.address, False)
+
+
+async def test_rules_that_nobody_serves(caplog: pytest.LogCaptureFixture) -> None:
+    """Without HTTP a service starts whatever its rules are, and says which could not be served."""
+    broken = SHOP.replace("{name}:watch", "{nam}:watch")
+    service = Service("shop", servicers=[Shop(broken)], settings=Settings(registry="none"))
+    async with service.running():
+        pass
+    [line] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert line.startswith("lab.Shop/Watch: get \"/v1/things/{nam}:watch\": variable 'nam' is no field of lab.Thing")
+    assert line.endswith(". HTTP cannot be served with this, neither here nor by a gateway")
+
+
 async def test_a_port_that_is_taken() -> None:
     """The message says which, and what to change."""
     from framework.errors import ConfigError

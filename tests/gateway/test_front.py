@@ -60,6 +60,7 @@ async def test_preflight(origins: list[str]) -> None:
         "expose-headers": cors_of(response)["expose-headers"],
     }
     assert "origin" in response.headers["vary"]
+    assert len(response.headers["x-request-id"]) > 8
 
 
 @pytest.mark.parametrize(

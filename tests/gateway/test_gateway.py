@@ -159,12 +159,72 @@ async def test_docs(town: Town) -> None:
     await until(client, "GET /readyz", 200)
     document = (await client.get("/openapi.json")).json()
     assert set(document["paths"]) == {"/v1/things/{name}", "/v1/things", "/v1/things/{name}:watch", "/v1/talk"}
+    assert "x-grpc-target" not in document  # there are several, and none for those who are outside
     assert (await client.get("/openapi.yaml")).text.startswith("openapi: ")
     page = await client.get("/docs")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "script-src" in page.headers["content-security-policy"]
     without = await town.client(await town.gateway(docs=False))
     assert (await without.get("/docs")).status_code == 404
+
+
+async def test_docs_are_sent_once(town: Town) -> None:
+    """Packed for whoever can unpack them, and not to whoever has them; the document changes with the services."""
+    client = await town.client(await town.gateway(ready=False))
+    for path in ("/docs", "/openapi.json", "/openapi.yaml"):
+        plain = await client.get(path, headers={"accept-encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        packed = await client.get(path, headers={"accept-encoding": "gzip"})
+        assert (packed.headers["content-encoding"], packed.headers["vary"]) == ("gzip", "accept-encoding")
+        assert packed.content == plain.content
+        assert int(packed.headers["content-length"]) < len(plain.content) / 2
+        tag = plain.headers["etag"]
+        for tags in (tag, f'"other", {tag}', "*"):
+            again = await client.get(path, headers={"if-none-match": tags})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+            assert "content-length" not in again.headers
+        assert (await client.get(path, headers={"if-none-match": '"other"'})).status_code == 200
+    tag = (await client.get("/openapi.json")).headers["etag"]
+    await town.add("shop")
+    await until(client, "GET /readyz", 200)
+    assert (await client.get("/openapi.json", headers={"if-none-match": tag})).status_code == 200
+    unpacked = await town.client(await town.gateway(compress_above="none", ready=False))
+    assert "content-encoding" not in (await unpacked.get("/docs", headers={"accept-encoding": "gzip"})).headers
+
+
+async def test_pages_are_read_only(town: Town) -> None:
+    """Another method than GET is not allowed at a page, as at any path, unless a service has it there."""
+    await town.add("shop", SHOP.replace('post: "/v1/things"', 'post: "/docs"'))
+    client = await town.client(await town.gateway())
+    for path in ("/openapi.json", "/healthz"):
+        refused = await client.post(path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+        allowed = await client.options(path)
+        assert (allowed.status_code, allowed.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert (await client.post("/docs", json={"name": "lamp"})).json() == {"name": "lamp"}
+    assert (await client.put("/docs")).headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    without = await town.client(await town.gateway(docs=False))
+    assert (await without.put("/openapi.json")).status_code == 404
+
+
+async def test_rules_behind_a_page(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    """A rule for the path of a page is served by the page, and the log says so."""
+    await town.add("shop", SHOP.replace("/v1/things/{name}:watch", "/docs").replace("/v1/things/{name}", "/{name}"))
+    await town.gateway()
+    behind = "is not reached at {}: the server has a page of its own there"
+    lines = {one.getMessage() for one in caplog.records if one.levelname == "WARNING"}
+    assert lines == {
+        f"GET /docs (lab.Shop/Watch) {behind.format('/docs')}",
+        *(f"GET /{{name}} (lab.Shop/Get) {behind.format(path)}" for path in PAGES),
+    }
+    caplog.clear()
+    await town.gateway(docs=False)
+    assert {one.getMessage() for one in caplog.records if one.levelname == "WARNING"} == {
+        f"GET /{{name}} (lab.Shop/Get) {behind.format(path)}" for path in ("/healthz", "/readyz")
+    }
+
+
+PAGES = ("/healthz", "/readyz", "/openapi.json", "/openapi.yaml")
 
 
 class Usher:

@@ -128,7 +128,7 @@ class Site:
         self.kiosk = Kiosk()
         pipeline = Pipeline()
         pipeline.add(self.kiosk)
-        self.app = HttpApp(SERVICES, Local(pipeline).bind)
+        self.app: Any = HttpApp(SERVICES, Local(pipeline).bind)
         json = [(b"content-type", b"application/json")]
         yaml = [(b"content-type", b"application/yaml")]
         shown = described()

@@ -146,8 +146,8 @@ def test_maps_and_nesting() -> None:
         (f"{BOOKS}page_size=x", "", [("page_size", "'x' is no whole number")]),
         (f"{BOOKS}page_size=1_0", "", [("page_size", "'1_0' is no whole number")]),
         (f"{BOOKS}page_size=2147483648", "", [("page_size", "'2147483648' is not from -2147483648 to 2147483647")]),
-        (f"{BOOKS}nope=1", "", [("nope", "lab.v1.ListBooksRequest has no such field")]),
-        (f"{BOOKS}filter.nope=1", "", [("filter.nope", "lab.v1.ListBooksRequest has no such field")]),
+        (f"{BOOKS}nope=1", "", [("nope", 'lab.v1.ListBooksRequest has no field "nope"')]),
+        (f"{BOOKS}filter.nope=1", "", [("filter.nope", 'lab.v1.ListBooksRequest.Filter has no field "nope"')]),
         (
             f"{BOOKS}filter=1",
             "",
@@ -156,7 +156,7 @@ def test_maps_and_nesting() -> None:
         (
             f"{BOOKS}filter.authors.given_name=1",
             "",
-            [("filter.authors.given_name", "lab.v1.ListBooksRequest has no such field")],
+            [("filter.authors.given_name", 'lab.v1.ListBooksRequest has no field "filter.authors.given_name"')],
         ),
         (
             f"{BOOKS}filter.authors=1",
@@ -165,8 +165,23 @@ def test_maps_and_nesting() -> None:
         ),
         (f"{BOOKS}filter.tags[0]=1", "", [("filter.tags[0]", "tags is no map")]),
         (f"{BOOKS}filter.scores=1", "", [("filter.scores", "a map is set by its keys: filter.scores[key]=value")]),
-        (f"{BOOKS}page_size.=1", "", [("page_size.", "lab.v1.ListBooksRequest has no such field")]),
-        (f"{BOOKS}=1", "", [("", "lab.v1.ListBooksRequest has no such field")]),
+        (
+            f"{BOOKS}page_sise=1&pageSzie=1&filter.colour=RED&pages=1&{'x' * 999}=1",
+            "",
+            [
+                ("page_sise", 'lab.v1.ListBooksRequest has no field "page_sise"; did you mean "page_size"?'),
+                ("pageSzie", 'lab.v1.ListBooksRequest has no field "pageSzie"; did you mean "pageSize"?'),
+                ("filter.colour", 'lab.v1.ListBooksRequest.Filter has no field "colour"; did you mean "color"?'),
+                ("pages", 'lab.v1.ListBooksRequest has no field "pages"'),
+                (f"{'x' * 97}...", f'lab.v1.ListBooksRequest has no field "{"x" * 97}..."'),
+            ],
+        ),
+        (
+            f"{BOOKS}page_size.=1",
+            "",
+            [("page_size.", 'lab.v1.ListBooksRequest has no field "page_size."; did you mean "page_size"?')],
+        ),
+        (f"{BOOKS}=1", "", [("", 'lab.v1.ListBooksRequest has no field ""')]),
         (f"{BOOKS}shelf=2", "", [("shelf", "the path sets this")]),
         (f"{BOOKS}page_size=1&pageSize=2", "", [("page_size", "this is set twice")]),
         (f"{BOOKS}filter.scores[a]=1&filter.scores[a]=2", "", [("filter.scores[a]", "this is set twice")]),
@@ -195,7 +210,7 @@ def test_maps_and_nesting() -> None:
         (
             f"{BOOKS}page_size=x&nope=1",
             "",
-            [("page_size", "'x' is no whole number"), ("nope", "lab.v1.ListBooksRequest has no such field")],
+            [("page_size", "'x' is no whole number"), ("nope", 'lab.v1.ListBooksRequest has no field "nope"')],
         ),
         (
             "POST /v1/books:get?big=true",
@@ -205,6 +220,11 @@ def test_maps_and_nesting() -> None:
         ("POST /v1/shelves/1/books?book.title=x", "{}", [("book.title", "the body sets this")]),
         ("POST /v1/shelves/1/books", '{"pages": "x"}', [("book.pages", "invalid integer value: 'x'")]),
         ("POST /v1/shelves/1/books", '{"nope": 1}', [("book.nope", 'lab.v1.Book has no field "nope"')]),
+        (
+            "POST /v1/shelves/1/books",
+            '{"titel": ""}',
+            [("book.titel", 'lab.v1.Book has no field "titel"; did you mean "title"?')],
+        ),
         ("POST /v1/shelves/1/books", "{", [("book", "this is no JSON: EOF while parsing an object, line 1 column 2")]),
         (
             "QUERY /v1/echo",

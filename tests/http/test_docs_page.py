@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import shlex
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from framework.http.docs import page, page_headers
-from tests.http.kiosk import Site, described, served
+from framework.http.openapi import json_text
+from tests.http.kiosk import PIXEL, Site, described, served
 from tests.tools import tool
 
 FLAGS = (
@@ -156,7 +160,13 @@ async def test_headers_and_authentication_reach_the_service(visit: Visit) -> Non
     await visit.status("200 OK")
     assert visit.site.kiosk.metadata["authorization"] == "Bearer secret"
     assert visit.site.kiosk.metadata["x-tenant"] == "acme"
-    assert "-H 'authorization: Bearer secret' -H 'x-tenant: acme'" in await visit.command("curl")
+    assert "-H 'authorization: Bearer ***' -H 'x-tenant: acme'" in await visit.command("curl")
+    await visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for name in ("curl", "grpcurl"):
+        await visit.press(f"Copy {name}")
+        await expect(visit.page.get_by_role("button", name=f"Copy {name}")).to_have_text("Copied")
+        copied = await visit.page.evaluate("navigator.clipboard.readText()")
+        assert "-H 'authorization: Bearer secret' -H 'x-tenant: acme'" in copied
 
 
 async def test_a_header_that_is_a_parameter(visit: Visit) -> None:
@@ -171,6 +181,136 @@ async def test_a_header_that_is_a_parameter(visit: Visit) -> None:
         await visit.press("Call")
     assert (await again.value).status == 304
     assert f"-H 'if-none-match: {tag}'" in await visit.command("curl")
+
+
+async def test_what_http_sets_is_in_the_line_for_grpcurl(visit: Visit) -> None:
+    """A mask from the body, a tag from If-Match, metadata and the deadline from headers; of HTTP alone is nothing."""
+    await visit.method("Kiosk_UpdateItem")
+    await visit.fill("rack", "1")
+    await visit.fill("item", "2")
+    await visit.fill("If-Match", '"7"')
+    await visit.fill("title", "The Daily")
+    await visit.press("Add price")
+    await visit.fill("minorUnits", "5")
+    for name, value in (("Grpc-Metadata-Tenant", "acme"), ("X-Server-Timeout", "2"), ("If-None-Match", "*")):
+        await visit.press("Add header")
+        await visit.page.get_by_label("Header", exact=True).last.fill(name)
+        await visit.page.get_by_label("Value", exact=True).last.fill(value)
+    line = await visit.command("grpcurl")
+    start, _, rest = line.partition(" -d '")
+    message, _, end = rest.partition("' ")
+    assert start == "grpcurl -plaintext -max-time 2 -H 'tenant: acme'"
+    assert json.loads(message) == {
+        "item": {"name": "racks/1/items/2", "title": "The Daily", "price": {"minorUnits": "5"}},
+        "updateMask": "title,price.minorUnits",
+        "revision": "7",
+    }
+    assert end == "127.0.0.1:50051 kiosk.v1.Kiosk/UpdateItem"
+    await visit.fill("updateMask", "kind")
+    assert '"updateMask":"kind"' in await visit.command("grpcurl")
+
+
+@pytest.mark.parametrize(
+    ("target", "tls", "line"),
+    [
+        (None, None, None),
+        ("0.0.0.0:7", None, "grpcurl -plaintext 127.0.0.1:7 kiosk.v1.Kiosk/Echo"),
+        ("grpc.example:7", True, "grpcurl grpc.example:7 kiosk.v1.Kiosk/Echo"),
+    ],
+)
+async def test_where_grpc_is(visit: Visit, target: str | None, tls: bool | None, line: str | None) -> None:
+    """There is a line for grpcurl where the document says what to dial, and none where nobody knows."""
+    headers, _ = visit.site.pages["/openapi.json"]
+    told = {name: value for name, value in (("x-grpc-target", target), ("x-grpc-tls", tls)) if value is not None}
+    shown = {key: value for key, value in described().items() if key != "x-grpc-target"} | told
+    visit.site.pages["/openapi.json"] = (headers, json_text(shown).encode())
+    await visit.method("Kiosk_Echo")
+    await expect(visit.page.locator('pre[aria-label="curl"]')).to_be_visible()
+    if line is None:
+        await expect(visit.page.locator('pre[aria-label="grpcurl"]')).to_have_count(0)
+    else:
+        assert await visit.command("grpcurl") == line
+
+
+async def test_what_the_path_sets_is_asked_for_once(visit: Visit) -> None:
+    """A field of the body that is a part of the path has one place in the form."""
+    await visit.method("Kiosk_UpdateItem_2")
+    await expect(visit.page.get_by_label("title", exact=True)).to_have_count(1)
+    await expect(visit.page.get_by_label("item.shelf", exact=True)).to_have_count(1)
+    await expect(visit.page.get_by_label("shelf", exact=True)).to_have_count(0)
+
+
+async def test_a_file_is_sent_as_a_form(visit: Visit, tmp_path: Path) -> None:
+    """A field of bytes takes a file; then the message is a form, for curl as well."""
+    picture = tmp_path / 'a "dot".png'
+    picture.write_bytes(PIXEL)
+    await visit.method("Kiosk_Echo")
+    await visit.fill("label", "@dot")
+    await visit.press("Add notes")
+    await visit.fill("text", "small")
+    await visit.page.get_by_label("data from a file").set_input_files(picture)
+    await visit.press("Call")
+    await visit.status("200 OK")
+    sent = {"label": "@dot", "notes": [{"text": "small"}]}
+    assert await visit.answer() == {**sent, "data": base64.b64encode(PIXEL).decode()}
+    command = shlex.split(await visit.command("curl"))
+    assert command[2:] == [
+        "--form-string",
+        "label=@dot",
+        "-F",
+        r'data=@"a \"dot\".png"',
+        "--form-string",
+        'notes={"text":"small"}',
+    ]
+    ran = await asyncio.create_subprocess_exec(*command, "-s", cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+    out, _ = await ran.communicate()
+    assert json.loads(out) == await visit.answer()
+    assert '"data":"BASE64"' in await visit.command("grpcurl")
+
+
+async def test_a_mistake_takes_the_answer_before_it_away(visit: Visit) -> None:
+    """What is shown as the answer is never one to something else than what is filled in."""
+    await visit.method("Kiosk_GetItem_2")
+    await visit.fill("name", "one")
+    await visit.press("Call")
+    await visit.status("200 OK")
+    await visit.fill("name", "")
+    await visit.press("Call")
+    await expect(visit.page.get_by_role("alert").filter(has_text="name is needed")).to_be_visible()
+    await expect(visit.page.get_by_label("Answer")).to_be_hidden()
+    await visit.fill("name", "two")
+    await visit.press("Call")
+    await visit.status("200 OK")
+    await expect(visit.page.get_by_label("Answer")).to_be_visible()
+
+
+async def test_a_server_that_is_gone(visit: Visit) -> None:
+    """It is said in words what became of a call that found no server, and of one that lost it."""
+    await visit.method("Kiosk_Chat")
+    await visit.fill("rack", "1")
+    await visit.page.context.set_offline(True)
+    await visit.press("Connect")
+    await visit.status("No connection")
+    await expect(visit.page.get_by_role("status")).to_contain_text("the server cannot be reached")
+    await visit.page.get_by_label("How").select_option(label="HTTP, lines")
+    await visit.press("Call")
+    await visit.status("No answer")
+    await expect(visit.page.get_by_role("status")).to_contain_text(f"{visit.base[7:]} cannot be reached")
+    await visit.page.context.set_offline(False)
+
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]}
+        )
+        await send({"type": "http.response.body", "body": b'{"text":"A"}\n', "more_body": True})
+        raise ConnectionError
+
+    visit.site.app = breaks
+    await visit.press("Call")
+    await visit.status("Broken off")
+    await expect(visit.page.get_by_role("status")).to_contain_text("the connection was lost before the end")
+    assert all("ERR_" in error for error in visit.errors)  # which the browser says itself
+    visit.errors.clear()
 
 
 async def test_a_stream_is_shown_as_it_comes_and_stopped(visit: Visit) -> None:
@@ -258,6 +398,33 @@ async def test_the_page_works_with_the_keyboard(visit: Visit) -> None:
     await visit.page.keyboard.press("Control+Enter")
     await visit.status("200 OK")
     await expect(visit.page.locator(".answer pre")).to_contain_text("racks/1")
+
+
+async def test_the_filter_goes_to_what_it_finds(visit: Visit) -> None:
+    """Enter opens the first method that is left; when there is none that is said."""
+    await visit.home()
+    await visit.page.keyboard.press("/")
+    await visit.page.keyboard.type("nothing like it")
+    await expect(visit.page.get_by_text("No method has that in its name or path.")).to_be_visible()
+    await visit.page.keyboard.press("Enter")
+    await expect(visit.page.get_by_role("heading", level=1)).to_have_text("Kiosk")
+    await visit.fill("Filter methods", "item")
+    await expect(visit.page.get_by_text("No method has that in its name or path.")).to_be_hidden()
+    await visit.page.keyboard.press("Enter")
+    await expect(visit.page.get_by_role("heading", level=1)).to_have_text("GetItem")
+
+
+async def test_how_to_authenticate_is_said_once(visit: Visit) -> None:
+    """What a scheme is called and what it is, unless that is the same."""
+    headers, _ = visit.site.pages["/openapi.json"]
+    shown = described()
+    shown["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "x-api-key"}
+    }  # fmt: skip
+    shown["security"] = [{"bearer": []}, {"key": []}]
+    visit.site.pages["/openapi.json"] = (headers, json_text(shown).encode())
+    await visit.method("Kiosk_Echo")
+    assert await visit.page.locator("label.entry").all_inner_texts() == ["bearer", "key x-api-key"]
 
 
 def test_the_page_brings_everything_along() -> None:

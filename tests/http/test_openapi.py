@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from google.protobuf import descriptor_pb2, message_factory
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from openapi_spec_validator import validate
 
 from example_services.shop.catalog.v1 import catalog_pb2
@@ -97,6 +97,7 @@ def test_every_binding_is_an_operation() -> None:
         ("get", "/v1/items/{name}"): "Kiosk_GetItem_2",
         ("delete", "/v1/racks/{rack}/items/{item}"): "Kiosk_DeleteItem",
         ("patch", "/v1/racks/{rack}/items/{item}"): "Kiosk_UpdateItem",
+        ("patch", "/v1/shelves/{item.shelf}/item"): "Kiosk_UpdateItem_2",
         ("get", "/v1/items"): "Kiosk_ListItems",
         ("get", "/v1/items:only"): "Kiosk_ListItems_2",
         ("post", "/v1/racks/{rack}/items"): "Kiosk_CreateItem",
@@ -160,7 +161,8 @@ def test_query_parameters() -> None:
     assert found["query kinds"]["schema"] == {"type": "array", "items": {"$ref": "#/components/schemas/kiosk.v1.Kind"}}
     assert found["query labels"]["style"] == "deepObject"
     assert found["query filter.sold"]["schema"] == {"type": "boolean"}
-    assert list(parameters("patch", "/v1/racks/{rack}/items/{item}")) == ["path rack", "path item", "query updateMask"]
+    found = parameters("patch", "/v1/racks/{rack}/items/{item}")
+    assert list(found) == ["path rack", "path item", "query updateMask", "query revision", "header If-Match"]
     assert list(parameters("post", "/v1/racks/{rack}:chat")) == ["path rack"]
     assert list(parameters("get", "/v1/items/{name}")) == ["path name", "query readMask", "header If-None-Match"]
 
@@ -315,12 +317,29 @@ def test_comments_become_descriptions() -> None:
     assert found["responses"]["200"]["description"] == "Something on a rack."
 
 
+CATALOG = "shop.catalog.v1.Catalog"
+
+
+def files_below(file: FileDescriptor) -> list[descriptor_pb2.FileDescriptorProto]:
+    """A file behind all that it imports."""
+    proto = descriptor_pb2.FileDescriptorProto()
+    file.CopyToProto(proto)
+    found = {one.name: one for dependency in file.dependencies for one in files_below(dependency)}
+    return [*found.values(), proto]
+
+
 def test_generated_modules_bring_their_comments() -> None:
     """What `framework generate` wrote is documented without the proto files."""
     found = document([catalog_pb2.DESCRIPTOR.services_by_name["Catalog"]])
     assert found["tags"][0]["description"] == "What the shop sells, and for how much."
     money = found["components"]["schemas"]["shop.common.v1.Money"]  # of a file that it imports
     assert money["description"]
+    learnt = services_in(pool_of(descriptor_pb2.FileDescriptorSet(file=files_below(catalog_pb2.DESCRIPTOR))), [CATALOG])
+    assert document(learnt) == found  # by reflection, from a service whose modules are here
+    other = files_below(catalog_pb2.DESCRIPTOR)
+    other[-1].service[0].method[0].options.deprecated = True
+    changed = document(services_in(pool_of(descriptor_pb2.FileDescriptorSet(file=other)), [CATALOG]))
+    assert "description" not in changed["tags"][0]  # the modules are of another version
     assert "tags" in (dynamic := document(LIBRARY))
     assert "description" not in dynamic["tags"][0]
 

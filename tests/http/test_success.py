@@ -260,11 +260,12 @@ def test_in_openapi() -> None:
     ("options", "message"),
     [
         ("status: 404", "status 404 is no success; choose one from 200 to 299"),
-        ('location: "/v1/notes/{uid}"', "location 'uid' is no field of notes.Note"),
+        ('location: "/v1/notes/{uid}"', "location 'uid' is no field of notes.Note; it has id, etag, text, meta"),
         ('location: "/v1/*"', 'location "/v1/*" has a * outside of a variable'),
-        ('location: "notes"', 'a path begins with "/"'),
+        ('location: "notes"', 'location "notes": a path begins with "/"'),
         ('etag: "meta"', "etag 'meta' must be a string or a whole number"),
-        ('if_match: "meta.none"', "if_match 'meta.none' is no field of notes.Note"),
+        ('if_match: "meta.none"', "if_match 'meta.none' is no field of notes.Meta; it has version, number"),
+        ('if_match: "id.none"', "if_match 'id.none': id holds no fields"),
     ],
 )
 def test_mistakes(options: str, message: str) -> None:

@@ -144,9 +144,9 @@ async def test_what_does_not_fit() -> None:
     assert (response.status, desk.requests) == (400, [])
     assert [(one["field"], one["description"]) for one in violations] == [
         ("number", "'x' is no whole number"),
-        ("nope", "files.File has no such field"),
+        ("nope", 'files.File has no field "nope"'),
         ("data", "this is set twice"),
-        ("meta", 'files.Meta has no field "titel"'),
+        ("meta", 'files.Meta has no field "titel"; did you mean "title"?'),
         ("labels[a]", "this is no UTF-8"),
         ("blob", "only one of kind can be set, and word is"),
     ]

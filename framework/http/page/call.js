@@ -46,8 +46,25 @@ function queryOf(parameters, values) {
 const withQuery = (path, pairs) => pairs.length
   ? `${path}?${pairs.map((pair) => pair.map(encodeURIComponent).join("=")).join("&")}` : path;
 
-// The request messages of gRPC for what HTTP has in path, query and body.
-function grpcMessages(operation, values, bodies) {
+// The fields that a body sets, as a field mask names them in JSON.
+function maskOf(forms, schema, body, prefix = "") {
+  const properties = forms.resolve(schema).properties || {};
+  return Object.entries(body || {}).flatMap(([key, value]) => {
+    const name = key.replace(/_([a-z])/g, (_, letter) => letter.toUpperCase());
+    const held = forms.resolve(properties[key] || properties[name]);
+    const opens = forms.kind(held) === "message" && !held.name?.startsWith("google.protobuf.") && !(value instanceof File);
+    return opens && value && Object.keys(value).length ? maskOf(forms, held, value, `${prefix}${name}.`) : [prefix + name];
+  }).filter(Boolean);
+}
+
+// What is in the quotes of an entity tag that a field is set to, or undefined.
+function tagOf(headers) {
+  const found = /^\s*"([^"]*)"\s*$/.exec(headers.findLast(([name]) => name.toLowerCase() === "if-match")?.[1] || "");
+  try { return found ? decodeURIComponent(found[1]) : undefined; } catch { return found[1]; }
+}
+
+// The request messages of gRPC for what HTTP has in path, query, body and headers.
+function grpcMessages(operation, values, bodies, headers, forms, schema) {
   const told = operation.operation["x-grpc"] || {};
   const preset = {};
   for (const one of operation.parameters.filter((parameter) => parameter.in === "query")) {
@@ -58,11 +75,36 @@ function grpcMessages(operation, values, bodies) {
     const value = whole ? values[whole[1]] : template.replace(/\{([^}]+)\}/g, (all, name) => plain(values[name] ?? all));
     if (value !== undefined) merged(preset, nested(field, value));
   }
+  if (told.ifMatch && tagOf(headers) !== undefined) merged(preset, nested(told.ifMatch, tagOf(headers)));
+  const mask = told.mask && preset[told.mask] === undefined ? maskOf(forms, schema, bodies[0]) : [];
+  if (mask.length) preset[told.mask] = mask.join(",");
   const messages = (told.body ? bodies : [undefined]).map((body) => {
     const held = body === undefined ? {} : told.body === "*" ? structuredClone(body) : { [told.body]: structuredClone(body) };
     return merged(held && typeof held === "object" ? held : {}, preset);
   });
   return messages.length || told.clientStreaming ? messages : [preset];
+}
+
+// A message with a file in it as the parts of a form; a field of bytes is no text there.
+function partsOf(forms, schema, message) {
+  const properties = forms.resolve(schema).properties || {};
+  const part = (name, value, held) => {
+    const bytes = forms.resolve(held).format === "byte";
+    if (bytes && !(value instanceof File)) throw new Mistake(`${name} must be a file, too: a form has bytes as they are`);
+    return [name, value instanceof File ? value : plain(value)];
+  };
+  return Object.entries(message).flatMap(([name, value]) => {
+    const held = forms.resolve(properties[name]);
+    if (Array.isArray(value) && held.items) return value.map((one) => part(name, one, held.items));
+    if (forms.kind(held) === "map") return Object.entries(value).map(([key, one]) => part(`${name}[${key}]`, one, held.additionalProperties));
+    return [part(name, value, held)];
+  });
+}
+
+function formArgument([name, value]) {
+  if (!(value instanceof File)) return ["--form-string", quoted(`${name}=${value}`)];
+  const file = /[;,"\\]/.test(value.name) ? `"${value.name.replace(/["\\]/g, "\\$&")}"` : value.name;
+  return ["-F", quoted(`${name}=@${file}`)];
 }
 
 function curlLine(request, url) {
@@ -71,16 +113,35 @@ function curlLine(request, url) {
   if (request.method !== (request.body === undefined ? "GET" : "POST")) parts.push("-X", request.method);
   parts.push(quoted(url));
   for (const [name, value] of request.headers) parts.push("-H", quoted(`${name}: ${value}`));
-  if (request.file) parts.push("--data-binary", quoted(`@${request.file}`));
+  if (request.parts) for (const part of request.parts) parts.push(...formArgument(part));
+  else if (request.file) parts.push("--data-binary", quoted(`@${request.file}`));
   else if (request.body !== undefined) parts.push("--data-raw", quoted(request.body));
   return parts.join(" ");
 }
 
+// Headers that the server hands on as metadata, beside those that begin with `x-`.
+const HANDED_ON = new Set(["authorization", "accept-language", "baggage", "idempotency-key", "last-event-id", "traceparent", "tracestate", "user-agent"]);
+
+function metadataOf(headers) {
+  return headers.map(([name, value]) => [name.toLowerCase(), value])
+    .map(([name, value]) => [name.startsWith("grpc-metadata-") ? name.slice(14) : HANDED_ON.has(name) || name.startsWith("x-") ? name : "", value])
+    .filter(([name]) => name && name !== "x-server-timeout");
+}
+
+// The deadline that headers name, in seconds, or undefined.
+function deadlineOf(headers) {
+  const told = Object.fromEntries(headers.map(([name, value]) => [name.toLowerCase(), value]));
+  const grpc = /^(\d+)([HMSmun])$/.exec(told["grpc-timeout"] || "");
+  if (grpc) return Number(grpc[1]) * { H: 3600, M: 60, S: 1, m: 1e-3, u: 1e-6, n: 1e-9 }[grpc[2]];
+  return Number(told["connect-timeout-ms"]) / 1000 || Number(told["x-server-timeout"]) || undefined;
+}
+
 function grpcurlLine(operation, messages, headers, target, plaintext) {
-  const own = new Set(["accept", "content-type"]);
   const parts = ["grpcurl"];
+  const seconds = deadlineOf(headers);
   if (plaintext) parts.push("-plaintext");
-  for (const [name, value] of headers) if (!own.has(name)) parts.push("-H", quoted(`${name}: ${value}`));
+  if (seconds) parts.push("-max-time", String(seconds));
+  for (const [name, value] of metadataOf(headers)) parts.push("-H", quoted(`${name}: ${value}`));
   const data = messages.map((message) => JSON.stringify(message)).join(" ");
   if (data && data !== "{}") parts.push("-d", quoted(data));
   return [...parts, target, operation.operation["x-grpc"].method].join(" ");
@@ -113,6 +174,8 @@ class Answer {
     this.node = element("section", { class: "panel", "aria-label": "Answer", hidden: true },
       element("h3", {}, "Answer"), this.status, this.headers, this.body);
   }
+
+  hide() { this.node.hidden = true; }
 
   start(text) {
     this.node.hidden = false;
@@ -171,10 +234,22 @@ class Answer {
   messages() { return this.count === 1 ? "1 message" : `${this.count} messages`; }
 }
 
+// A call that came to no end, with what to call that.
+class Broken extends Error {
+  constructor(title, message) { super(message); this.title = title; }
+}
+
+const broken = (title, message) => (error) => { throw error.name === "TypeError" ? new Broken(title, message) : error; };
+
 async function callHttp(request, answer, signal) {
   answer.start("Waiting…");
-  const response = await fetch(request.url, { method: request.method, headers: request.headers, body: request.sent, signal,
-    credentials: "same-origin", redirect: "follow", cache: "no-store" });
+  const asked = new Request(request.url, { method: request.method, headers: request.headers, body: request.sent, signal,
+    credentials: "same-origin", redirect: "follow", cache: "no-store" });  // which complains of what cannot be sent
+  const response = await fetch(asked).catch(broken("No answer", `${new URL(request.url).host} cannot be reached`));
+  await showResponse(request, response, answer).catch(broken("Broken off", "the connection was lost before the end of the answer"));
+}
+
+async function showResponse(request, response, answer) {
   const status = [response.ok ? "good" : "bad", `${response.status} ${response.statusText}`.trim()];
   const type = response.headers.get("content-type") || "";
   answer.showHeaders(response.headers);
@@ -233,8 +308,13 @@ class SocketCall {
       answer.say("good", "Open", answer.messages());
     };
     this.socket.onclose = (event) => {
-      const code = event.code === 1000 ? "OK" : event.code >= 4000 ? CODES[event.code - 4000] : event.code === 1006 ? "Lost" : "Closed";
-      answer.say(event.code === 1000 ? "good" : "bad", `${code || "Closed"} (${event.code})`, [event.reason, answer.messages()].filter(Boolean).join(" · "));
+      if (event.code === 1006) {  // which browsers make up
+        const why = this.open ? "the server is gone" : "the server cannot be reached, or lets nobody connect here";
+        answer.say("bad", this.open ? "Connection lost" : "No connection", [why, this.open ? answer.messages() : ""].filter(Boolean).join(" · "));
+      } else {
+        const code = event.code === 1000 ? "OK" : event.code >= 4000 ? CODES[event.code - 4000] : "Closed";
+        answer.say(event.code === 1000 ? "good" : "bad", `${code || "Closed"} (${event.code})`, [event.reason, answer.messages()].filter(Boolean).join(" · "));
+      }
       this.open = false;
       this.over = true;
       onChange();

@@ -107,7 +107,18 @@ class Forms {
     const found = this.resolve(schema);
     const kind = this.kind(found);
     const make = { enum: "choice", boolean: "choice", null: "choice", list: "list", map: "map", message: "message", json: "json" };
+    if (where.file) return this.orFile(kind === "message" ? null : this.text(found, where), where);
     return this[make[kind] || "text"](found, { depth: 0, ...where });
+  }
+
+  // A value, or a file instead; only a file when there is no editor for the value.
+  orFile(one, where) {
+    const file = element("input", { type: "file", id: one ? undefined : where.id, "aria-label": `${where.name || "body"} from a file` });
+    return {
+      node: element("div", { class: "or-file" }, one?.node, file),
+      get: () => file.files[0] ?? one?.get(),
+      set: (value) => { file.value = ""; one?.set(value); },
+    };
   }
 
   // One value
@@ -251,7 +262,11 @@ class Forms {
   }
 
   fields(schema, where) {
-    const properties = Object.entries(schema.properties || {}).filter(([, one]) => !this.resolve(one).readOnly);
+    const without = where.without || [];  // what the path sets is not asked for again
+    const properties = Object.entries(schema.properties || {})
+      .filter(([name, one]) => !this.resolve(one).readOnly && !without.includes(name));
+    const inside = (name) => ({ depth: where.depth + 1, file: where.files?.has(name),
+      without: without.filter((path) => path.startsWith(`${name}.`)).map((path) => path.slice(name.length + 1)) });
     const required = new Set(schema.required || []);
     const oneofs = schema["x-oneofs"] || {};
     const oneofOf = Object.fromEntries(Object.entries(oneofs).flatMap(([name, fields]) => fields.map((field) => [field, name])));
@@ -263,8 +278,8 @@ class Forms {
       if (oneof && done.has(oneof)) continue;
       done.add(oneof);
       const part = oneof
-        ? this.oneof(oneof, properties.filter(([field]) => oneofOf[field] === oneof), where)
-        : this.labelled(name, one, { required: required.has(name), depth: where.depth + 1 });
+        ? this.oneof(oneof, properties.filter(([field]) => oneofOf[field] === oneof), inside)
+        : this.labelled(name, one, { required: required.has(name), ...inside(name) });
       parts.push(part);
       node.append(part.node);
     }
@@ -299,7 +314,7 @@ class Forms {
     };
   }
 
-  oneof(name, properties, where) {
+  oneof(name, properties, inside) {
     const id = `f${++unique}`;
     const box = element("div", {});
     let part = null;
@@ -308,7 +323,7 @@ class Forms {
     const choose = (field) => {
       select.value = field;
       const found = properties.find(([one]) => one === field);
-      part = found ? this.labelled(found[0], found[1], { depth: where.depth + 1, chosen: true }) : null;
+      part = found ? this.labelled(found[0], found[1], { ...inside(field), chosen: true }) : null;
       box.replaceChildren(...(part ? [part.node] : []));
     };
     const zero = (field) => this.zero(properties.find(([one]) => one === field)[1]);

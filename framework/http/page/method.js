@@ -12,6 +12,12 @@ class MethodView {
     this.raw = this.content["application/octet-stream"] && !this.content["application/json"];
     this.items = this.content["application/x-ndjson"]?.["x-itemSchema"];  // of a stream of requests
     this.schema = this.items || this.content["application/json"]?.schema;
+    const parts = this.content["multipart/form-data"]?.schema?.properties || {};
+    this.files = new Set(Object.keys(parts).filter((name) => parts[name].contentMediaType));
+    const bound = Object.keys(grpc.path || {});
+    this.without = grpc.body === "*" ? bound
+      : bound.filter((path) => path.startsWith(`${grpc.body}.`)).map((path) => path.slice(grpc.body.length + 1));
+    this.target = this.api["x-grpc-target"]?.replace(/^(0\.0\.0\.0|\[::\])(?=:)/, location.hostname);
     this.answer = new Answer();
     const others = page.operations.filter((other) => grpc.method && other.grpc.method === grpc.method);
     this.transport = this.transports();
@@ -28,7 +34,7 @@ class MethodView {
           others.map((other) => element("option", { value: other.id, selected: other.id === one.id }, `${other.http} ${other.path}`))))
         : element("p", { class: "path" }, element("span", { class: `http ${one.http.toLowerCase()}` }, one.http), " ", element("code", {}, one.path)),
       this.form, this.answer.node,
-      element("section", { class: "panel", "aria-label": "Commands" }, element("h3", {}, "From a shell"), this.lines.curl.node, grpc.method ? this.lines.grpcurl.node : ""),
+      element("section", { class: "panel", "aria-label": "Commands" }, element("h3", {}, "From a shell"), this.lines.curl.node, grpc.method && this.target ? this.lines.grpcurl.node : ""),
       this.docs(),
     ];
     this.update();
@@ -54,7 +60,7 @@ class MethodView {
     this.values = one.parameters.map((parameter) => {
       const schema = parameter.schema || Object.values(parameter.content || {})[0]?.schema || {};
       const part = forms.labelled(parameter.name, { ...schema, description: parameter.description, deprecated: parameter.deprecated },
-        { required: parameter.required, depth: 0, single: parameter.in === "path" });
+        { required: parameter.required, depth: 0, single: parameter.in !== "query" });
       part.parameter = parameter;
       return part;
     });
@@ -105,7 +111,8 @@ class MethodView {
   oneBody(name, remove) {
     const { forms } = this;
     let schema = this.schema;
-    let editor = forms.editor(schema, { depth: 0, required: true });
+    const file = Boolean(this.content["application/octet-stream"]) && forms.resolve(schema).format === "byte";
+    let editor = forms.editor(schema, { depth: 0, required: true, file, files: this.files, without: this.without });
     let text = null;
     const box = element("div", {}, editor.node);
     const note = element("span", { class: "problem", role: "alert" });
@@ -118,7 +125,7 @@ class MethodView {
         note.textContent = "";
         if (text) { text = null; editor.set(value); box.replaceChildren(editor.node); } else {
           text = element("textarea", { class: "code", rows: 10, "aria-label": `${name} as JSON`, spellcheck: "false" });
-          text.value = value === undefined ? "" : JSON.stringify(value, null, 2);
+          text.value = value === undefined || value instanceof File ? "" : JSON.stringify(value, (_, one) => one instanceof File ? undefined : one, 2);
           box.replaceChildren(text);
         }
         toggle.setAttribute("aria-pressed", String(Boolean(text)));
@@ -151,30 +158,31 @@ class MethodView {
       const scheme = schemes[name];
       const input = element("input", { type: "password", autocomplete: "off", placeholder: scheme.scheme === "basic" ? "user:password" : "token",
         "aria-label": name, value: secrets[name] || "", oninput: () => { secrets[name] = input.value; } });
-      return element("label", { class: "entry" }, element("span", {}, name, " ", element("span", { class: "type" }, scheme.name || scheme.scheme || scheme.type)), input);
+      const kind = scheme.name || scheme.bearerFormat || scheme.scheme || scheme.type;
+      return element("label", { class: "entry" }, element("span", {}, name, " ", element("span", { class: "type" }, kind === name ? "" : kind)), input);
     });
   }
 
-  // Headers and query parameters for what was entered as authentication.
-  proofs() {
+  // Headers and query parameters for what was entered as authentication; with stars in its place when it is hidden.
+  proofs(hidden) {
     const needed = this.one.operation.security ?? this.api.security ?? [];
     const schemes = this.api.components?.securitySchemes || {};
     const found = { headers: [], query: [] };
     for (const name of new Set(needed.flatMap(Object.keys))) {
-      const scheme = schemes[name], secret = secrets[name];
+      const scheme = schemes[name], secret = secrets[name] && hidden ? "***" : secrets[name];
       if (!scheme || !secret) continue;
       if (scheme.type === "apiKey") {
         if (scheme.in === "header") found.headers.push([scheme.name.toLowerCase(), secret]);
         if (scheme.in === "query") found.query.push([scheme.name, secret]);
       } else {
-        found.headers.push(["authorization", scheme.scheme === "basic" ? `Basic ${btoa(secret)}` : `Bearer ${secret}`]);
+        found.headers.push(["authorization", scheme.scheme === "basic" && !hidden ? `Basic ${btoa(secret)}` : `${scheme.scheme === "basic" ? "Basic" : "Bearer"} ${secret}`]);
       }
     }
     return found;
   }
 
-  // What is to be sent. `strict` throws Mistake for what is not filled in.
-  request(strict) {
+  // What is to be sent. `strict` throws Mistake for what is not filled in; `hidden` is for the eyes of others.
+  request(strict, hidden = false) {
     const { one } = this;
     const values = Object.assign({}, ...this.values.map((part) => part.get()));
     const missing = (name) => {
@@ -183,7 +191,7 @@ class MethodView {
       throw new Mistake(`${name} is needed`, part?.node.querySelector("input,select,textarea"));
     };
     for (const part of this.values) if (part.parameter.required && values[part.parameter.name] === undefined) missing(part.parameter.name);
-    const proofs = this.proofs();
+    const proofs = this.proofs(hidden);
     const path = withQuery(filled(one.path, values, one.parameters, missing), [...queryOf(one.parameters, values), ...proofs.query]);
     const messages = (this.messages || []).map((message) => message.get()).filter((value) => this.items || value !== undefined);
     const told = one.parameters.filter((parameter) => parameter.in === "header" && values[parameter.name] !== undefined)
@@ -193,8 +201,16 @@ class MethodView {
     const accept = this.live ? "application/x-ndjson" : this.transport.select.value;
     if (streaming && accept) headers.unshift(["accept", accept]);
     const request = { method: one.http, url: new URL(path.replace(/^\//, ""), this.page.base).href, headers, streaming, values, messages };
-    if (this.raw) {
-      const file = this.file.files[0];
+    const whole = this.items ? undefined : messages[0];
+    const form = whole && !(whole instanceof File) && Object.values(whole).some((value) => value instanceof File);
+    if (this.live && (form || whole instanceof File)) throw new Mistake("a WebSocket takes no file");
+    if (form) {
+      request.parts = partsOf(this.forms, this.schema, whole);
+      request.sent = new FormData();
+      for (const [name, value] of request.parts) request.sent.append(name, value);
+      request.body = "";
+    } else if (this.raw || whole instanceof File) {
+      const file = this.raw ? this.file.files[0] : whole;
       request.sent = file;
       request.file = file?.name || "FILE";
       request.body = "";
@@ -213,18 +229,30 @@ class MethodView {
 
   update() {
     try {
-      const request = this.request(false);
+      const request = this.request(false), shown = this.request(false, true);
+      const line = (one) => curlLine(one, one.url.replaceAll("%7B", "{").replaceAll("%7D", "}"));
       this.problem.textContent = "";
       for (const node of this.form.querySelectorAll("[aria-invalid]")) node.removeAttribute("aria-invalid");
-      this.lines.curl.set(curlLine(request, request.url.replaceAll("%7B", "{").replaceAll("%7D", "}")));
-      if (this.one.grpc.method) {
-        const target = this.api["x-grpc-target"] || `${location.hostname}:50051`;
-        this.lines.grpcurl.set(grpcurlLine(this.one, grpcMessages(this.one, request.values, this.raw ? [{ contentType: request.sent?.type || "", data: "BASE64" }] : request.messages), request.headers, target, location.protocol === "http:"));
+      this.lines.curl.set(line(shown), line(request));
+      if (this.one.grpc.method && this.target) {
+        const bodies = this.raw ? [{ contentType: request.sent?.type || "", data: "BASE64" }] : request.messages.map((body) => this.encoded(body));
+        const messages = grpcMessages(this.one, request.values, bodies, request.headers, this.forms, this.schema);
+        const plaintext = !(this.api["x-grpc-tls"] ?? location.protocol === "https:");
+        this.lines.grpcurl.set(...[shown, request].map(({ headers }) => grpcurlLine(this.one, messages, headers, this.target, plaintext)));
       }
     } catch (error) {
       if (!(error instanceof Mistake)) throw error;
       this.complain(error);
     }
+  }
+
+  // A body with words in place of its files.
+  encoded(body) {
+    if (body instanceof File) return "BASE64";
+    if (!body || typeof body !== "object" || Array.isArray(body)) return body;
+    const properties = this.forms.resolve(this.schema).properties || {};
+    return Object.fromEntries(Object.entries(body).map(([name, value]) => [name, !(value instanceof File) ? value
+      : this.forms.resolve(properties[name]).format === "byte" ? "BASE64" : { contentType: value.type, data: "BASE64" }]));
   }
 
   complain(error, focus = false) {
@@ -260,6 +288,7 @@ class MethodView {
     try { request = this.request(true); } catch (error) {
       if (!(error instanceof Mistake)) throw error;
       this.complain(error, true);
+      if (!this.socket?.open) this.answer.hide();  // it is not of what is filled in now
       return;
     }
     this.problem.textContent = "";
@@ -268,7 +297,9 @@ class MethodView {
     this.state();
     try { await callHttp(request, this.answer, this.running.signal); } catch (error) {
       const stopped = error.name === "AbortError";
-      this.answer.say(stopped ? "" : "bad", stopped ? "Stopped" : `Failed: ${error.message}`, this.answer.count ? this.answer.messages() : "");
+      const title = stopped ? "Stopped" : error.title || "Failed";
+      const told = [stopped ? "" : error.message, this.answer.count ? this.answer.messages() : ""].filter(Boolean).join(" · ");
+      this.answer.say(stopped ? "" : "bad", title, told);
     } finally {
       this.running = null;
       this.state();
@@ -315,14 +346,18 @@ function badgeText(grpc) {
 
 function codeLine(name) {
   const text = element("pre", { tabindex: "0", "aria-label": name });
+  let whole = "";
   const copy = element("button", { type: "button", class: "small", "aria-label": `Copy ${name}`, onclick: async () => {
-    try { await navigator.clipboard.writeText(text.textContent); } catch {  // not over plain HTTP
+    try { await navigator.clipboard.writeText(whole); } catch {  // not over plain HTTP
+      const shown = text.textContent;
+      text.textContent = whole;
       getSelection().selectAllChildren(text);
       document.execCommand("copy");
       getSelection().removeAllRanges();
+      text.textContent = shown;
     }
     copy.textContent = "Copied";
     setTimeout(() => { copy.textContent = "Copy"; }, 1500);
   } }, "Copy");
-  return { node: element("div", { class: "line" }, text, copy), set: (line) => { text.textContent = line; } };
+  return { node: element("div", { class: "line" }, text, copy), set: (line, copied = line) => { text.textContent = line; whole = copied; } };
 }

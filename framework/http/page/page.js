@@ -34,6 +34,10 @@ class Page {
     byId("version").textContent = api.info?.version || "";
     this.list();
     byId("filter").addEventListener("input", () => this.filter());
+    byId("filter").addEventListener("keydown", (event) => {
+      const first = [...byId("list").querySelectorAll("li:not([hidden]) a")].find((link) => link.offsetParent);
+      if (event.key === "Enter" && first) { first.click(); this.menu(false); byId("main").focus({ preventScroll: true }); }
+    });
     addEventListener("hashchange", () => this.route());
     addEventListener("keydown", (event) => {
       const typing = /INPUT|TEXTAREA|SELECT/.test(document.activeElement?.tagName || "");
@@ -76,6 +80,7 @@ class Page {
     for (const service of byId("list").querySelectorAll(".service")) {
       service.hidden = ![...service.querySelectorAll("li")].some((line) => !line.hidden);
     }
+    byId("none").textContent = byId("list").querySelector("li:not([hidden])") ? "" : "No method has that in its name or path.";
   }
 
   route() {
@@ -127,7 +132,7 @@ function badge(one) {
 (async () => {
   const source = new URL(document.documentElement.dataset.openapi, location.href);
   try {
-    const response = await fetch(source, { credentials: "same-origin" });
+    const response = await fetch(source, { credentials: "same-origin" }).catch(broken("", "the server cannot be reached"));
     if (!response.ok) throw new Error(`it answers ${response.status}`);
     new Page(await response.json(), source);
   } catch (error) {
