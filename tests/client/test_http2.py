@@ -708,6 +708,14 @@ def test_a_call_that_is_dropped_after_its_loop_does_no_harm() -> None:
     peer.connection.cancel(answer)
 
 
+def test_metadata_with_line_ends_is_dropped() -> None:
+    """Where HTTP/1 goes on, the rest of a value would be headers of its own; and so for names."""
+    evil = [("x-note", "a\r\nset-cookie: evil=1"), ("x-nul", "a\0"), ("x a", "b"), ("x-b\r\nc", "d"), ("X-UPPER", "u")]
+    good = [("x-good", "a\tb \u00e9"), ("x-bin", "AA0K")]
+    head = heads.head_of(block(*RESPONSE, *evil, *good))
+    assert head.metadata == (("x-good", "a\tb \u00e9"), ("x-bin", b"\0\r\n"))
+
+
 def test_header_blocks_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same block is read once; very many different ones do not fill the memory."""
     read: list[bytes] = []

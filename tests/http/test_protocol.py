@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from framework.http.conduct import Inbox
-from framework.http.protocol import Joined
+from framework.http.protocol import Joined, LimitedProtocol, limited
+from framework.web import HttpLimits
 
 
 class Socket(asyncio.Transport):
@@ -68,6 +71,68 @@ async def test_nothing_is_sent_to_a_client_that_has_gone() -> None:
 async def test_all_else_is_the_transports_own() -> None:
     """uvicorn asks it who the client is, and pauses it."""
     assert Joined(Socket(), asyncio.get_running_loop()).get_extra_info("peername") == "peername"
+
+
+class Nobody(Socket):
+    """One that knows nothing of the other end."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+def connected(app: Any) -> tuple[LimitedProtocol, Socket]:
+    """A connection to an application, with heads of 1024 bytes, and what leaves on it."""
+    protocol = limited(HttpLimits(header=1024))(
+        config=uvicorn.Config(app, log_config=None, access_log=False), server_state=ServerState(), app_state={}
+    )
+    socket = Nobody()
+    protocol.connection_made(socket)
+    return protocol, socket
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize(("answered", "expected"), [(False, b"HTTP/1.1 431 "), (True, b"HTTP/1.1 200 ")])
+async def test_who_says_too_much_beside_a_body(answered: bool, expected: bytes) -> None:
+    """It is told as long as there is no answer yet, which two of them would break."""
+    begun = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if answered:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        while (await receive())["type"] == "http.request":
+            pass
+
+    protocol, socket = connected(app)
+    protocol.data_received(CHUNKED + b"0\r\n")
+    await begun.wait()
+    protocol.data_received(b"x-a: " + b"a" * 1000)
+    assert not socket.closed
+    protocol.data_received(b"a" * 20)
+    sent = b"".join(socket.sent)
+    assert (socket.closed, sent[:13], sent.count(b"HTTP/1.1 ")) == (True, expected, 1)
+    protocol.connection_lost(None)
+
+
+async def test_what_is_refused_behind_a_request_that_is_served_has_no_answer() -> None:
+    """It would be taken for that of the first."""
+    begun = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        while (await receive())["type"] == "http.request":
+            pass
+
+    for second in (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", b"FOO / HTTP/1.1\r\n", CHUNKED + b"-1\r\n"):
+        protocol, socket = connected(app)
+        protocol.data_received(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await begun.wait()
+        protocol.data_received(second)
+        assert (socket.closed, socket.sent) == (True, [])
+        protocol.connection_lost(None)
+        begun.clear()
 
 
 def inbox(*said: Any) -> Inbox:
