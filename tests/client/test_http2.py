@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import grpc.aio
 import hpack
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from framework.call import Metadata
-from framework.client import heads, http2
+from framework.client import heads, http2, rpcs
 from framework.client.answers import Answer
 from framework.client.heads import opening
 from framework.client.http2 import Connection
@@ -714,6 +715,19 @@ def test_metadata_with_line_ends_is_dropped() -> None:
     good = [("x-good", "a\tb \u00e9"), ("x-bin", "AA0K")]
     head = heads.head_of(block(*RESPONSE, *evil, *good))
     assert head.metadata == (("x-good", "a\tb \u00e9"), ("x-bin", b"\0\r\n"))
+
+
+async def test_metadata_with_line_ends_is_dropped_when_grpc_has_read_it() -> None:
+    """grpc lets it pass."""
+
+    class Rpc:
+        async def initial_metadata(self) -> Any:
+            return grpc.aio.Metadata(("x-note", "a\r\nb"), ("x-good", "a"), ("x-bin", b"\r\n"))
+
+        trailing_metadata = initial_metadata
+
+    kept = (("x-good", "a"), ("x-bin", b"\r\n"))
+    assert await rpcs._received(Rpc(), None) == (kept, kept)
 
 
 def test_header_blocks_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

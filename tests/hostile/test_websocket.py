@@ -176,20 +176,6 @@ async def test_a_flood_of_pings(hall: Attacked) -> None:
     await hall.idle()
 
 
-async def test_pings_of_a_client_that_reads_nothing(hall: Attacked) -> None:
-    """No more of them are taken than are answered."""
-    pings = ws(PING, b"a" * 125) * 1000
-    async with opened(hall.http_port) as (_, writer, _):
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # it can
-        with pytest.raises(TimeoutError):
-            for _ in range(500):  # 65 MB
-                writer.write(pings)
-                async with asyncio.timeout(0.5):
-                    await writer.drain()
-        writer.transport.abort()
-    await hall.idle()
-
-
 async def test_a_client_that_goes_without_a_word(hall: Attacked) -> None:
     """The call ends with its connection."""
     async with opened(hall.http_port) as (_, writer, _):
