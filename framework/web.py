@@ -31,6 +31,7 @@ from framework.parsing import (
     optional,
     period,
     setting,
+    span,
     table,
     text,
     workers,
@@ -138,6 +139,8 @@ class HttpLimits(Table):
         body_timeout: seconds in which the rest of a body has to arrive; of an upload, which is a stream of requests
             with one reply, each next part.
         keep_alive: seconds that a connection stays open without a request.
+        write_timeout: seconds for which a client may take nothing of what is sent to it, where the system can watch
+            that (Linux).
     """
 
     body: int = setting(4 << 20, integer(1024, 2**31 - 1))
@@ -146,6 +149,7 @@ class HttpLimits(Table):
     head_timeout: float = setting(10.0, period)
     body_timeout: float = setting(10.0, period)
     keep_alive: float = setting(75.0, duration)
+    write_timeout: float = setting(60.0, span(0.001, 86_400))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import base64
 import binascii
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -40,6 +41,8 @@ ENCODINGS = (b"gzip", b"deflate")
 """How replies may be packed, besides not at all."""
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TIMEOUT = b"\x00\x0cgrpc-timeout"
 _OWN = frozenset(
     (b"grpc-status", b"grpc-message", b"grpc-encoding", b"grpc-accept-encoding", b"content-type", b"te", b"user-agent")
@@ -108,12 +111,19 @@ def _read(block: bytes) -> Head:
             code = _CODES.get(value, Code.UNKNOWN)
         elif name == b"grpc-message":
             message = unquote_to_bytes(value).decode("utf-8", "replace")
+        elif not _NAME.fullmatch(name):
+            continue
         elif name.endswith(b"-bin"):
             key = name.decode("ascii", "replace")
             metadata += ((key, _unpacked(part)) for part in value.split(b","))
-        elif name not in _OWN and not name.startswith(b":"):
+        elif name not in _OWN:
             metadata.append((name.decode("ascii", "replace"), value.decode("utf-8", "replace")))
-    return Head(http, grpc, encoding, code, message, tuple(metadata))
+    return Head(http, grpc, encoding, code, message, clean(metadata))
+
+
+def clean(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """Metadata of a peer without what has line ends in it, which would be headers of its own where HTTP/1 goes on."""
+    return tuple([one for one in metadata if isinstance(value := one[1], bytes) or not _CONTROL.search(value)])
 
 
 def _decoded(block: bytes) -> list[tuple[bytes, bytes]]:

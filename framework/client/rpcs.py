@@ -17,6 +17,7 @@ import grpc.aio
 
 from framework.call import ABANDONED, OK, Call, Metadata, Outcome, Reply, Stream
 from framework.client.ending import given_up, local, status
+from framework.client.heads import clean
 from framework.client.upload import WRITE_FAILED, Feed, settled, trailer_of
 from framework.errors import Code, DeadlineExceeded, Internal, Unimplemented
 
@@ -67,7 +68,7 @@ def upload(
 
 
 async def _received(rpc: Any, feed: Feed | None) -> tuple[Metadata, Metadata]:
-    return tuple(await rpc.initial_metadata()), await trailer_of(rpc, feed)
+    return clean(await rpc.initial_metadata()), await trailer_of(rpc, feed)
 
 
 def streams(
@@ -88,7 +89,7 @@ def streams(
         try:
             if watchdog is not None:
                 watchdog.wait()
-            call.header = tuple(await rpc.initial_metadata())
+            call.header = clean(await rpc.initial_metadata())
             failed = rpc.done() and await rpc.code() is not grpc.StatusCode.OK and await rpc.details() != WRITE_FAILED
             if failed and not call.header:  # empty ones cannot be told from none
                 await rpc.read()  # raises what the status says
@@ -234,7 +235,8 @@ def _explain(
             f"no message for {watchdog.idle:g} s; `idle` in the settings says how long a stream may be silent",
         )
     if isinstance(error, grpc.aio.AioRpcError):
-        call.header = call.header or tuple(error.initial_metadata() or ())
-        return status(call, Code(error.code().value[0]), error.details() or "", tuple(error.trailing_metadata() or ()))
+        call.header = call.header or clean(error.initial_metadata() or ())
+        trailer = clean(error.trailing_metadata() or ())
+        return status(call, Code(error.code().value[0]), error.details() or "", trailer)
     rpc.cancel()
     return given_up(call, error)

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from framework.call import Metadata
+from framework.client.heads import clean
 
 T = TypeVar("T")
 
@@ -113,8 +114,8 @@ async def settled(rpc: Any, error: BaseException, feed: Feed | None) -> BaseExce
 
 async def trailer_of(rpc: Any, feed: Feed | None) -> Metadata:
     if feed is not None and feed.status is not None:
-        return tuple(feed.status.trailing_metadata())
-    return tuple(await rpc.trailing_metadata())
+        return clean(feed.status.trailing_metadata())
+    return clean(await rpc.trailing_metadata())
 
 
 async def _status_of(rpc: Any) -> grpc.aio.AioRpcError:

@@ -210,6 +210,11 @@ class HttpApp:
 
     async def _refuse(self, exchange: Exchange, allowed: frozenset[str]) -> None:
         names = set(allowed) | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())
+        rpc = self.methods.get(exchange.path)
+        if rpc is not None and connect.takes_get(rpc):
+            if exchange.http == "GET":
+                raise InvalidArgument("a call by GET has ?encoding=json&message=... in its query, as Connect has it")
+            names.add("GET")
         allow: Headers = [(b"allow", ", ".join(sorted(names)).encode())]
         if exchange.http == "OPTIONS":
             await exchange.respond(204, allow, b"")

@@ -92,7 +92,7 @@ async def serve(rpc: RpcMethod, exchange: Exchange) -> None:
         await _stream(rpc, exchange, STREAM[kind])
         return
     if exchange.http not in ("GET", "POST"):
-        allow = b"GET, POST" if _safe(rpc) else b"POST"
+        allow = b"GET, POST" if takes_get(rpc) else b"POST"
         await exchange.respond(405, [(b"allow", allow)], b"")
         return
     try:
@@ -121,12 +121,13 @@ async def refuse(rpc: RpcMethod, exchange: Exchange, error: RpcError) -> None:
     await exchange.finish(frame(END_STREAM, text({"error": error_json(error, rpc.details)})))
 
 
-def _safe(rpc: RpcMethod) -> bool:
+def takes_get(rpc: RpcMethod) -> bool:
+    """Whether a method may be called by GET."""
     return rpc.method.idempotency is Idempotency.NO_SIDE_EFFECTS and not rpc.streaming
 
 
 async def _from_query(rpc: RpcMethod, exchange: Exchange) -> tuple[str, bytes]:
-    if not _safe(rpc):
+    if not takes_get(rpc):
         raise HttpError(405, Unimplemented(f"{rpc.method.full_name} has side effects; use POST"), [(b"allow", b"POST")])
     # A character for a byte, since a message may be of any bytes.
     query = dict(parse_qsl(exchange.query.decode("latin-1"), keep_blank_values=True, encoding="latin-1"))

@@ -14,7 +14,7 @@ from framework.errors import Cancelled, Internal, RpcError
 from framework.http.binding import Binder, Preset, Violation, invalid
 from framework.http.conduct import Conduct, Gone
 from framework.http.exchange import Exchange
-from framework.http.framing import Malformed, Splitter, TooLong, format_of
+from framework.http.framing import Format, Malformed, Splitter, TooLong, format_of
 from framework.http.headers import Incoming, outgoing, timeout_of
 from framework.http.json import Json, JsonError
 from framework.http.replies import Output, Writer
@@ -81,7 +81,7 @@ class RestRoute:
         """
         method = self.rule.method
         if exchange.http == "HEAD" and method.server_streaming:  # its end may be far, and nobody would see it
-            await exchange.respond(200, [], b"")
+            await Output(exchange, self._format(exchange)).finish()
             return
         preset = self.binder.preset(values, exchange.query)
         timeout = timeout_of(exchange.headers, self.settings.max_timeout)
@@ -146,8 +146,11 @@ class RestRoute:
         headers = outgoing(call.header, "grpc-metadata-", self._plain)
         return headers + outgoing(call.trailer, "grpc-trailer-") if trailers else headers
 
+    def _format(self, exchange: Exchange) -> Format | None:
+        return None if self.writer.raw else format_of(exchange.headers.get(b"accept"))
+
     async def _stream(self, exchange: Exchange, call: Call, conduct: Conduct) -> None:
-        form = None if self.writer.raw else format_of(exchange.headers.get(b"accept"))
+        form = self._format(exchange)
         first = 1
         if form == "sse" and (last := exchange.headers.get(b"last-event-id", b"")).isdigit() and len(last) < 19:
             first = int(last) + 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,6 +79,7 @@ class HttpServer:
         self._context = None if tls is None else ServerContext.of(tls)
         self._unfollow: Callable[[], None] | None = None
         self._protocol = limited(limits)
+        self._write_timeout = limits.write_timeout
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -151,9 +153,12 @@ class HttpServer:
             listening = socket.create_server(
                 address[:2], family=family, backlog=BACKLOG, reuse_port=self._age is not None
             )
-            # Accepted sockets inherit it. asyncio would set it only on sockets that were made with their protocol's
-            # name, and without it the body of an answer waits 40 ms for the client to confirm the headers.
+            # Accepted sockets inherit these. asyncio would set the first only on sockets that were made with their
+            # protocol's name, and without it the body of an answer waits 40 ms for the client to confirm the headers.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel knows what is read, under TLS and after a close too
+                timeout = math.ceil(self._write_timeout * 1000)
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout)
             return listening
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:

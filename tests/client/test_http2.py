@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import grpc.aio
 import hpack
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from framework.call import Metadata
-from framework.client import heads, http2
+from framework.client import heads, http2, rpcs
 from framework.client.answers import Answer
 from framework.client.heads import opening
 from framework.client.http2 import Connection
@@ -706,6 +707,27 @@ def test_a_call_that_is_dropped_after_its_loop_does_no_harm() -> None:
     asyncio.run(begin())
     ((peer, answer),) = peers
     peer.connection.cancel(answer)
+
+
+def test_metadata_with_line_ends_is_dropped() -> None:
+    """Where HTTP/1 goes on, the rest of a value would be headers of its own; and so for names."""
+    evil = [("x-note", "a\r\nset-cookie: evil=1"), ("x-nul", "a\0"), ("x a", "b"), ("x-b\r\nc", "d"), ("X-UPPER", "u")]
+    good = [("x-good", "a\tb \u00e9"), ("x-bin", "AA0K")]
+    head = heads.head_of(block(*RESPONSE, *evil, *good))
+    assert head.metadata == (("x-good", "a\tb \u00e9"), ("x-bin", b"\0\r\n"))
+
+
+async def test_metadata_with_line_ends_is_dropped_when_grpc_has_read_it() -> None:
+    """grpc lets it pass."""
+
+    class Rpc:
+        async def initial_metadata(self) -> Any:
+            return grpc.aio.Metadata(("x-note", "a\r\nb"), ("x-good", "a"), ("x-bin", b"\r\n"))
+
+        trailing_metadata = initial_metadata
+
+    kept = (("x-good", "a"), ("x-bin", b"\r\n"))
+    assert await rpcs._received(Rpc(), None) == (kept, kept)
 
 
 def test_header_blocks_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import socket
 
 import pytest
 
@@ -50,6 +52,7 @@ REFUSED = {
     "a length beyond the limit": (HEAD + b"content-length: 9999999999\r\n\r\n" + BODY, 413),
     "nearly chunked": (HEAD + b"transfer-encoding: xchunked\r\n\r\n" + CHUNKS, 400),
     "chunked, and not": (HEAD + b"transfer-encoding: chunked, identity\r\n\r\n" + CHUNKS, 400),
+    "packed, and in chunks": (HEAD + b"transfer-encoding: gzip, chunked\r\n\r\n" + CHUNKS, 501),
     "chunked twice": (HEAD + CHUNKED + CHUNKED + b"\r\n" + CHUNKS, 400),
     "chunked behind a vertical tab": (HEAD + b"transfer-encoding: \x0bchunked\r\n\r\n" + CHUNKS, 400),
     "a space before the colon": (HEAD + b"transfer-encoding : chunked\r\n\r\n" + CHUNKS, 400),
@@ -101,6 +104,9 @@ async def test_refused(hall: Attacked, name: str) -> None:
     smuggled = b"GET /v1/things/smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
     statuses, shown = await exchange(hall.http_port, raw + smuggled * (expected != 405))
     assert statuses == [expected]
+    head, _, body = shown.partition("\r\n\r\n")
+    assert json.loads(body)["message"]
+    assert re.search(r"\r\nx-request-id: [!-~]+", head)
     told_nothing(shown)
     assert hall.servicer.calls == 0
 
@@ -121,6 +127,44 @@ async def test_served_as_what_it_is(hall: Attacked, name: str) -> None:
     statuses, _ = await exchange(hall.http_port, SERVED[name])
     assert (statuses, hall.servicer.calls) == ([200], 1)
     assert "x-a" not in dict(hall.servicer.metadata)
+
+
+async def test_trailers_are_no_headers(hall: Attacked) -> None:
+    """They come when those who check headers have looked, and tell nothing."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", hall.http_port)
+    writer.write(HEAD + CHUNKED + b"expect: 100-continue\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # so that it is being served
+    writer.write(CHUNKS[:-2] + b"authorization: late\r\nx-forwarded-for: 6.6.6.6\r\nx-request-id: late\r\n\r\n")
+    assert b" 200 OK\r\n" in await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    told = dict(hall.servicer.metadata)
+    assert ("authorization" in told, told["x-forwarded-for"]) == (False, "127.0.0.1")
+    assert "late" not in hall.servicer.ids
+
+
+ENDLESS = {
+    "trailers": (b"0\r\n", b"a: b\r\n" * 1000),
+    "one trailer": (b"0\r\na: ", b"b" * 6000),
+    "what is said of a chunk": (b"1;", b"c" * 6000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_what_stands_beside_a_body_for_ever(hall: Attacked, name: str) -> None:
+    """It ends with the connection, and is not kept."""
+    begun, more = ENDLESS[name]
+    _, writer = await asyncio.open_connection("127.0.0.1", hall.http_port)
+    writer.write(HEAD + CHUNKED + b"\r\n" + CHUNKS[:-5] + begun)
+
+    async def send() -> None:
+        for _ in range(5000):
+            writer.write(more)
+            await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(send(), 10)
+    writer.close()
+    assert hall.servicer.calls == 0
 
 
 FORGED = {
@@ -180,6 +224,23 @@ async def test_connections_that_say_nothing() -> None:
         for reader, writer in silent:
             assert await asyncio.wait_for(reader.read(), 5) == b""
             writer.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel does not watch that here")
+async def test_a_client_that_reads_nothing() -> None:
+    """It has no connection any more, and its call ends; one who waits for what there is not yet keeps both."""
+    async with attacked(http={"port": 0, "limits": {"write_timeout": "200ms"}}) as hall:
+        waiting, waiter = await asyncio.open_connection("127.0.0.1", hall.http_port)
+        waiter.write(b"GET /v1/count?number=1&text=hang HTTP/1.1\r\nhost: a\r\n\r\n")
+        await asyncio.wait_for(waiting.readuntil(b"\n\r\n"), 5)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", hall.http_port))
+            deaf.sendall(b"GET /v1/count?number=2000000000 HTTP/1.1\r\nhost: a\r\n\r\n")
+            await until(lambda: hall.servicer.calls == 2)
+            await until(lambda: len(hall.server.pipeline.calls) == 1)
+        assert not waiting.at_eof()
+        waiter.close()
 
 
 async def test_a_hundred_requests_in_one_piece(hall: Attacked) -> None:

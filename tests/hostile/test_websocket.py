@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -77,17 +78,29 @@ HANDSHAKES = {
     "one answer only": GREETING.replace(b"/v1/talk", b"/v1/things/a"),
     "a timeout that is none": GREETING + b"grpc-timeout: -1S\r\n",
     "two hosts": GREETING + b"host: b\r\n",
+    "a cookie of 10,000 letters": GREETING + b"cookie: " + b"c" * 10_000 + b"\r\n",
+    "140 headers": GREETING + b"".join(b"x-%d: v\r\n" % number for number in range(140)),
+    "a path of 9,000 letters": GREETING.replace(b"/v1/talk", b"/v1/talk?" + b"a" * 9000),
+    "a body": GREETING + b"content-length: 2\r\n",
+    "a body in chunks": GREETING + b"transfer-encoding: chunked\r\n",
 }
 
 
 @pytest.mark.parametrize("name", HANDSHAKES)
-async def test_handshakes(hall: Attacked, name: str) -> None:
-    """A status of HTTP that is a refusal, and no WebSocket."""
-    async with opened(hall.http_port, greeting=HANDSHAKES[name]) as (_, _, head):
+async def test_handshakes(hall: Attacked, log: pytest.LogCaptureFixture, name: str) -> None:
+    """A status of HTTP that is a refusal, the end of the connection, and no WebSocket."""
+    async with opened(hall.http_port, greeting=HANDSHAKES[name]) as (reader, _, head):
         assert head[:10] in (b"HTTP/1.1 4", b"HTTP/1.1 5")
         assert not head.startswith(b"HTTP/1.1 500")
         told_nothing(head.decode("latin-1"))
+        await asyncio.wait_for(reader.read(), 5)
     assert hall.servicer.calls == 0
+    assert errors(log) == []
+
+
+def errors(log: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged as if something were wrong here."""
+    return [record.getMessage() for record in log.records if record.levelno >= logging.ERROR]
 
 
 def deflated(data: bytes) -> bytes:
@@ -118,7 +131,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-async def test_frames(hall: Attacked, name: str) -> None:
+async def test_frames(hall: Attacked, log: pytest.LogCaptureFixture, name: str) -> None:
     """The connection is closed with the code that says why, and the call is over."""
     raw, expected = FRAMES[name]
     async with opened(hall.http_port) as (reader, writer, head):
@@ -128,6 +141,7 @@ async def test_frames(hall: Attacked, name: str) -> None:
         assert code in (expected, None if expected == 1009 else expected)  # which may be lost with what was not read
         told_nothing(shown.decode("latin-1"))
     await hall.idle()
+    assert errors(log) == []
 
 
 async def test_a_bomb(hall: Attacked) -> None:

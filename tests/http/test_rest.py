@@ -155,7 +155,9 @@ async def test_a_defect_of_our_own(library: Library, caplog: pytest.LogCaptureFi
     [
         ("GET /nope", 404, 5, None),
         ("DELETE /v1/books/x", 405, 12, "GET, HEAD, OPTIONS"),
-        ("GET /lab.v1.Library/GetBook", 405, 12, "OPTIONS, POST"),
+        ("GET /lab.v1.Library/GetBook", 400, 3, None),
+        ("PUT /lab.v1.Library/GetBook", 405, 12, "GET, OPTIONS, POST"),
+        ("GET /lab.v1.Library/CreateBook", 405, 12, "OPTIONS, POST"),
         ("POST /v1/shelves/1/books/2", 405, 12, "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
         ("GET /v1/books/%zz", 400, 3, None),
         ("GET /v1/books/x?nope=1", 400, 3, None),
@@ -191,7 +193,9 @@ async def test_head_and_options(library: Library, app: HttpApp) -> None:
     options = await ask(app, "OPTIONS /v1/books/x")
     assert (options.status, options.headers["allow"], options.body) == (204, "GET, HEAD, OPTIONS", b"")
     assert (await ask(app, "OPTIONS *")).status == 204
-    assert (await ask(app, "HEAD /v1/shelves/1:watch")).body == b""
+    head = await ask(app, "HEAD /v1/shelves/1:watch", accept="text/event-stream")
+    assert (head.headers["content-type"], "content-length" in head.headers) == ("text/event-stream", False)
+    assert head.body == b""
     assert library.seen == []  # a stream is not begun for it
 
 

@@ -180,3 +180,22 @@ async def test_an_answer_in_parts_is_sent_at_once(library: Library) -> None:
     """Nagle's delay is off, whichever loop serves: no part waits for the client to confirm the one before."""
     with HttpServer(application(library), "127.0.0.1", 0, HttpLimits(), set())._listen() as listening:
         assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+async def test_who_speaks_http_1_0_gets_no_chunks(library: Library) -> None:
+    """The end of the connection ends a stream; an answer with a length has one."""
+    server = HttpServer(application(library), "127.0.0.1", 0, HttpLimits(), set())
+    await server.start()
+    try:
+        for path, expected in (
+            ("/v1/shelves/1:watch?count=2", 2),
+            ("/v1/books/x", 1),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"GET {path} HTTP/1.0\r\nconnection: keep-alive\r\n\r\n".encode())
+            head, _, body = (await asyncio.wait_for(reader.read(), SOON)).partition(b"\r\n\r\n")
+            writer.close()
+            assert (b"transfer-encoding" in head, b"\r\nconnection: close" in head) == (False, True)
+            assert [bool(json.loads(line)) for line in body.splitlines()] == [True] * expected
+    finally:
+        await server.stop()
