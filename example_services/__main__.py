@@ -22,6 +22,7 @@ from example_services.shop.orders.v1.orders_pb2 import OrderItem
 from example_services.shop.orders.v1.orders_rpc import OrdersClient
 from framework import FrameworkError, RpcError, Settings, bearer, connect
 from framework.logs import configure_logging
+from framework.parsing import integer
 
 ORDERS = 100  # with --once
 AT_ONCE = 4  # of them at the same time
@@ -40,13 +41,14 @@ def main() -> int:
         help="consul://127.0.0.1:8500; default: FRAMEWORK_REGISTRY, or a file of this run's own",
     )
     parser.add_argument(
-        "--port", type=int, metavar="PORT", help=f"for HTTP (default {PORT}; with --once any free one, as 0 always is)"
+        "--port", metavar="PORT", help=f"for HTTP (default {PORT}; with --once any free one, as 0 always is)"
     )
     parser.add_argument("--tls", action="store_true", help="with mTLS between all of them, and HTTPS for customers")
     parser.add_argument("--auth", action="store_true", help="callers have to show who they are; prints how")
     args = parser.parse_args()
-    port = args.port if args.port is not None else 0 if args.once else PORT
     try:
+        default = 0 if args.once else PORT
+        port = default if args.port is None else integer(0, 65535)(args.port, "PORT (--port)")
         return asyncio.run(run(args.registry, port, once=args.once, tls=args.tls, auth=args.auth))
     except FrameworkError as error:
         print(f"example_services: {error}", file=sys.stderr)

@@ -153,7 +153,7 @@ def call_row(call: Call, now: float) -> dict[str, Any]:
         "method": call.method.full_name,
         "age_ms": round((now - call.began) * 1000, 1) if call.began else None,
         "left_ms": round((call.deadline - now) * 1000, 1) if call.deadline is not None else None,
-        "peer": call.peer,
+        "peer": call.caller or call.peer,
         "request_id": call.request_id,
         "attempt": call.attempt,
         "identity": str(call.identity) if call.identity is not None else "",

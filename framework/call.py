@@ -178,6 +178,7 @@ class Call(Ending):
         inherited: the deadline is that of the call which this process serves.
         request_id: the same along the whole chain of calls that one request causes; empty where it begins.
         peer: the address of the other side, empty until it is known.
+        caller: the address of whoever outside this call is passed on for, by a gateway; None for all other calls.
         header, trailer: metadata that came back, or that a servicer sends back.
         received: for a reply that is one message, how to fetch header and trailer when somebody asks; None before.
         attempt: number of the attempt, from 1.
@@ -195,6 +196,7 @@ class Call(Ending):
         "__weakref__",
         "attempt",
         "began",
+        "caller",
         "criticality",
         "deadline",
         "fault",
@@ -247,6 +249,7 @@ class Call(Ending):
         self.fault: BaseException | None = None
         self.criticality: Criticality | None = None
         self.began = 0.0
+        self.caller: str | None = None
         self.identity: Identity | None = None
         self.trace: Any = None
         self.watch: Callable[[Call, Outcome], None] | None = None

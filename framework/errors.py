@@ -70,9 +70,12 @@ class RpcError(Exception):
         note: why it was not tried again, and what else a person wants to know; empty when there is nothing to tell.
         method: `package.Service/Method` of the failed call; empty on an error that a handler made itself.
         request_id: the id of the failed request, for finding it in the logs of the servers; empty when none was given.
+        inside: what the log is told, where `message` is for callers outside who are not to hear of addresses and
+            registries; empty where it is the same.
     """
 
     code: ClassVar[Code] = Code.UNKNOWN
+    inside = ""
 
     def __init__(
         self,

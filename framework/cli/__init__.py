@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from framework import hangup
 from framework.errors import mistakes
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 COMMANDS = ("new", "generate", "openapi", "run", "gateway", "services", "call", "explain", "access", "certs")
 """The modules of the commands, in the order of the help."""
+
+RELOADING = ("run", "gateway")
+"""Commands that may take SIGHUP as other than the end."""
 
 EXAMPLES = """\
 examples:
@@ -42,10 +46,17 @@ BROKEN_PIPE = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 no, 2 a mistake in how it was asked."""
+    with hangup.holding():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     debug = False
     try:
         parser = _parser()
         args = parser.parse_args(argv)
+        if args.command not in RELOADING:
+            hangup.release()
         debug = args.debug
         if args.command is None:
             parser.print_help(sys.stderr)

@@ -8,10 +8,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from framework.cli.run import again
+from framework.cli.run import again, options
 from framework.config import Settings
 from framework.errors import ConfigError
-from framework.web import GatewaySettings
 
 if TYPE_CHECKING:
     from framework.cli import Commands
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with worker.reporting() if worker is not None else contextlib.nullcontext():
         settings = Settings.load(args.config)
         given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-        gateway = GatewaySettings.parse(given, "", settings.gateway) if given else settings.gateway
+        gateway = options(settings.gateway, given)
         settings = dataclasses.replace(settings, gateway=gateway, registry=args.registry or settings.registry)
         try:
             from framework.gateway import Gateway

@@ -8,12 +8,14 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from framework.config import ServerSettings, Settings
+from framework import hangup
+from framework.config import Settings
 from framework.errors import ConfigError
+from framework.parsing import Table
 
 if TYPE_CHECKING:
     from framework.cli import Commands
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         if args.engine == "pyvoy":
             from framework.pyvoy.engine import launch
 
+            hangup.release()
             launch(service, settings, [args.target, *command[4:], *(["--plaintext"] if args.plaintext else [])])
         else:
             service.launch(settings, worker, [*command, args.target])
@@ -89,9 +92,20 @@ def asked(args: argparse.Namespace) -> tuple[Service, Settings]:
     given: dict[str, Any] = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
     if args.http is not None:
         given["http"] = {"port": args.http}
-    server = ServerSettings.parse(given, "", settings.server) if given else settings.server
+    server = options(settings.server, given)
     settings = dataclasses.replace(settings, server=server, registry=args.registry or settings.registry)
     return service, settings.in_plaintext() if args.plaintext else settings  # those that code has made, too
+
+
+T = TypeVar("T", bound=Table)
+
+
+def options(settings: T, given: Mapping[str, Any]) -> T:
+    """Settings with options of the command line over them. Raises ConfigError, which names the option."""
+    try:
+        return type(settings).parse(given, "", settings) if given else settings
+    except ConfigError as error:
+        raise ConfigError(f"--{str(error).replace('http.port', 'http', 1)}") from None
 
 
 def again(name: str, args: argparse.Namespace, options: Iterable[str]) -> list[str]:

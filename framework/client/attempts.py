@@ -31,6 +31,7 @@ from framework.client.backoff import NEVER, Backoff, pushback
 from framework.client.breaker import Treatment, treatment
 from framework.client.budget import RetryBudget
 from framework.client.bulkhead import Bulkhead
+from framework.client.ending import for_outside
 from framework.client.endpoint import Endpoint
 from framework.client.pool import Pool
 from framework.errors import Code, MessageTooLarge, RpcError
@@ -462,6 +463,8 @@ class Attempts:
 
     def explained(self, call: Call, tries: Tries, error: RpcError, note: str) -> RpcError:
         """The error, with what was done for the call."""
+        if not (error.sent or error.inside):
+            for_outside(call, error, f"{self.pool.service} cannot be reached now")
         error.attempts = len(tries.endpoints)
         error.endpoints = tuple(endpoint.instance.address for endpoint in tries.endpoints)
         error.sent = tries.sent > 0

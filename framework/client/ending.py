@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import TypeVar
 
 from framework.call import Call, Metadata
 from framework.details import KEY as DETAILS
@@ -20,6 +21,8 @@ from framework.errors import (
 )
 from framework.interceptors.request_id import KEY as REQUEST_ID
 
+E = TypeVar("E", bound=RpcError)
+
 _MADE_HERE = frozenset(
     {
         Code.UNAVAILABLE,
@@ -32,8 +35,18 @@ _MADE_HERE = frozenset(
 )
 """Codes that grpc itself gives to calls; every other code was sent by the peer."""
 
+_ADDRESS = re.compile(r"\b(ipv[46]|unix|dns):|\d\.\d{1,3}:\d|\]:\d")
+"""What grpc says of its connections has addresses in it."""
+
 _OURS = frozenset({ORIGIN, DETAILS, REQUEST_ID})
 """Trailers that are told in other ways."""
+
+
+_OUTSIDE = {
+    Code.UNAVAILABLE: "{} cannot be reached now",
+    Code.DEADLINE_EXCEEDED: "no answer from {} before the deadline",
+}
+"""What callers outside hear instead."""
 
 
 def local(call: Call, kind: type[RpcError], message: str) -> RpcError:
@@ -41,6 +54,14 @@ def local(call: Call, kind: type[RpcError], message: str) -> RpcError:
     error = kind(message, method=call.method.full_name, attempts=call.attempt)
     if isinstance(error, DeadlineExceeded):
         error.inherited = call.inherited
+    return error
+
+
+def for_outside(call: Call, error: E, message: str) -> E:
+    """The error, which says this where the call is passed on for somebody outside, and the rest in the log."""
+    if call.caller is not None:
+        error.inside, error.message = error.message, message
+        error.args = (message,)
     return error
 
 
@@ -65,7 +86,11 @@ def _exhausted(call: Call, message: str, remote: bool) -> tuple[type[RpcError], 
         return ResourceExhausted, message, remote
     here = match[1] == "CLIENT"
     what = "request" if here == (match[2] == "Sent") else "reply"
-    who = f"this client {'sends' if what == 'request' else 'takes'}" if here else f"{call.peer} takes"
+    who = (
+        f"this client {'sends' if what == 'request' else 'takes'}"
+        if here
+        else f"{call.peer if call.caller is None else call.method.service} takes"
+    )
     text = (
         f"{MessageTooLarge.PREFIX}the {what} has {match[3]} bytes, {who} up to {match[4]}"
         f" (`max_message` in {'the' if here else 'its'} settings)"
@@ -97,4 +122,6 @@ def status(call: Call, code: Code, message: str, trailer: Metadata) -> RpcError:
     if isinstance(result, DeadlineExceeded):
         result.inherited = call.inherited and not remote
     call.trailer = result.metadata
+    if call.caller is not None and not ours and ((call.peer and call.peer in message) or _ADDRESS.search(message)):
+        return for_outside(call, result, _OUTSIDE.get(code, "{} has failed").format(call.method.service))
     return result

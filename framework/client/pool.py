@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from framework.call import Call
 from framework.client.balancer import BALANCERS
 from framework.client.breaker import Breaker, State
+from framework.client.ending import for_outside
 from framework.client.endpoint import Endpoint, Transport
 from framework.client.outlier import panicking, sweep
 from framework.client.subset import Subset
@@ -507,7 +508,11 @@ class Pool:
         )
 
     def _error(self, call: Call, kind: type[RpcError], message: str) -> RpcError:
-        error = kind(message, sent=False, attempts=call.attempt - 1, method=call.method.full_name)
+        late = issubclass(kind, DeadlineExceeded)
+        outside = f"{self.service} {'was not reached before the deadline' if late else 'cannot be reached now'}"
+        error = for_outside(
+            call, kind(message, sent=False, attempts=call.attempt - 1, method=call.method.full_name), outside
+        )
         if isinstance(error, DeadlineExceeded):
             error.inherited = call.inherited
         return error

@@ -1,17 +1,19 @@
 """One service behind the gateway: its instances, what they say of themselves, and the channel to them.
 
-Reading order: Versions (pure: whose description counts), Generation (a description in use), Backend (asyncio: asks).
+Reading order: Versions (pure: whose description counts), Generation (a description in use), Application (of
+some generations), Backend (asyncio: asks).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
 
 from framework.call import Call, Handler, Method, Outcome, Reply
 from framework.client.dropin import Channel
@@ -20,6 +22,8 @@ from framework.discovery import Instance, Registry, Snapshot
 from framework.errors import ConfigError, RpcError
 from framework.gateway.description import Checked, Description, contradiction
 from framework.gateway.learning import learn
+from framework.http.app import HttpApp
+from framework.http.asgi import Receive, Scope, Send
 
 log = logging.getLogger("framework.gateway")
 
@@ -43,6 +47,11 @@ def _version(text: str) -> tuple[Any, ...]:
     return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in _NUMBERS.findall(text))
 
 
+def unreplaced(one: Instance, other: Instance) -> bool:
+    """Nothing speaks for another process behind the same id."""
+    return one is other or (one.address, one.version) == (other.address, other.version)
+
+
 class Versions:
     """Which of the descriptions of a service's instances counts. Pure.
 
@@ -59,15 +68,18 @@ class Versions:
 
     def see(self, instances: Snapshot) -> list[Instance]:
         """These are there now; returns those to ask."""
-        new = [one for id, one in instances.items() if id not in self._order]
+        stay = {id for id, one in self.instances.items() if id in instances and unreplaced(one, instances[id])}
+        new = [one for id, one in instances.items() if id not in stay]
         self.instances = instances
-        self._order = {id: number for id, number in self._order.items() if id in instances}
-        self._told = {id: told for id, told in self._told.items() if id in instances}
+        self._order = {id: number for id, number in self._order.items() if id in stay}
+        self._told = {id: told for id, told in self._told.items() if id in stay}
         for one in new:
             self._count += 1
             self._order[one.id] = self._count
         if self._begun:
-            return new if self._told or not instances else [*new, *self.unasked()][:SAMPLE]
+            if self._told or not instances:
+                return new
+            return list({one.id: one for one in (*new, *self.unasked())}.values())[:SAMPLE]
         self._begun = bool(instances)
         asked: dict[str, list[Instance]] = {}
         for one in new:
@@ -98,7 +110,9 @@ class Versions:
 
 
 class Generation:
-    """A description in use, and the channel that its methods are called on. It is closed when the last call has ended.
+    """A description in use, and the channel that its methods are called on.
+
+    It is closed when no application has it any more and the last call has ended.
 
     Attributes:
         checked: the description.
@@ -109,7 +123,7 @@ class Generation:
         self._channel = channel
         self._handlers: dict[str, Handler] = {}
         self._in_flight = 0
-        self._retired = False
+        self._holders = 0
         self._closing: asyncio.Task[None] | None = None
 
     def bind(self, method: Method[Any, Any]) -> Handler:
@@ -129,6 +143,7 @@ class Generation:
                 inner = self._channel.bind(method)
             self._in_flight += 1
             call.on_end(ended)
+            call.caller, call.peer = call.peer, ""
             return inner(call)
 
         return handler
@@ -137,18 +152,21 @@ class Generation:
         self._in_flight -= 1
         self._close_if_done()
 
-    def retire(self) -> None:
-        """No new calls come; close the channel when those in flight have ended."""
-        self._retired = True
+    def hold(self) -> None:
+        """An application has it, from which calls may come."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """No new calls come from an application that held it."""
+        self._holders -= 1
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._retired and not self._in_flight and self._closing is None:
+        if not (self._holders or self._in_flight or self._closing):
             self._closing = asyncio.get_running_loop().create_task(self._channel.close())
 
     async def aclose(self) -> None:
         """Close the channel now; calls in flight are cancelled."""
-        self._retired = True
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._channel.close())
         await self._closing
@@ -160,6 +178,72 @@ class Generation:
 
     def __repr__(self) -> str:
         return f"<Generation of {', '.join(self.checked.description.services)}, {self._in_flight} calls in flight>"
+
+
+class Application:
+    """The application of some generations, until another takes its place and all it has begun with has been called.
+
+    A request belongs to it from its first byte on, and to the generation that it calls only once it is known which:
+    a body may take its time.
+
+    Args:
+        generations: whose methods it serves.
+        make: makes it, with what binds methods; may be called off the loop, as this is made there.
+    """
+
+    def __init__(
+        self,
+        generations: Iterable[Generation],
+        make: Callable[[Iterable[ServiceDescriptor], Callable[[Method[Any, Any]], Handler]], HttpApp],
+    ) -> None:
+        self.generations = tuple(generations)
+        by_service = {service.full_name: one for one in self.generations for service in one.checked.services}
+        self._undecided: set[asyncio.Task[Any] | None] = set()
+        self._replaced = False
+
+        def bind(method: Method[Any, Any]) -> Handler:
+            inner, undecided = by_service[method.service].bind(method), self._undecided
+
+            def handler(call: Call) -> Awaitable[Reply]:
+                reply = inner(call)
+                undecided.discard(asyncio.current_task())
+                if self._replaced and not undecided:
+                    self._release()
+                return reply
+
+            return handler
+
+        self.http = make([service for one in self.generations for service in one.checked.services], bind)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of ASGI."""
+        task = asyncio.current_task()
+        self._undecided.add(task)
+        try:
+            await self.http(scope, receive, send)
+        finally:
+            self._undecided.discard(task)
+            if self._replaced and not self._undecided:
+                self._release()
+
+    def hold(self) -> None:
+        """It serves from now on."""
+        for one in self.generations:
+            one.hold()
+
+    def retire(self) -> None:
+        """No new requests come."""
+        self._replaced = True
+        if not self._undecided:
+            self._release()
+
+    def _release(self) -> None:
+        self._replaced = False  # once
+        for one in self.generations:
+            one.release()
+
+    def __repr__(self) -> str:
+        return f"<Application of {self.generations}, {len(self._undecided)} requests that call nothing yet>"
 
 
 class Backend:
@@ -175,7 +259,8 @@ class Backend:
     Attributes:
         generation: what the gateway serves of it; None before anything can be.
         tried: it is known by now what can be served of it, if anything.
-        empty_since: when its last instance left, on the loop's clock; None while there is one.
+        empty_since: since when it has no instance, on the loop's clock; None while there is one, or nobody knows.
+        seen: there was one at some time.
     """
 
     def __init__(
@@ -184,8 +269,8 @@ class Backend:
         self.name = name
         self.versions = Versions()
         self.generation: Generation | None = None
-        self.tried = False
-        self.empty_since: float | None = asyncio.get_running_loop().time()
+        self.tried = self.seen = False
+        self.empty_since: float | None = None
         self._registry = registry
         self._changed = changed
         self._settings = settings
@@ -195,6 +280,7 @@ class Backend:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._said: set[Hashable] = set()
+        self._left = False
 
     @property
     def callable(self) -> bool:
@@ -226,29 +312,37 @@ class Backend:
         to_ask = self.versions.see(snapshot)
         if not snapshot:
             if had:
+                self._left = True
                 log.warning("%s has no instance left", self.name)
             self.empty_since = self.empty_since or asyncio.get_running_loop().time()
             self.tried = True
         else:
-            self.empty_since = None
+            self.empty_since, self.seen = None, True
+            if self._left:
+                self._left = False
+                log.info("%s has an instance again", self.name)
         if self._file is None:
             for one in to_ask:
                 if one.id not in self._asking:
-                    self._asking[one.id] = asyncio.create_task(self._ask(one))
+                    self._asking[one.id] = asyncio.create_task(self._ask(one.id))
         self._changed()
 
-    async def _ask(self, instance: Instance) -> None:
+    async def _ask(self, id: str) -> None:
         try:
-            await self._ask_until_told(instance)
+            await self._ask_until_told(id)
         finally:
-            del self._asking[instance.id]
+            del self._asking[id]
 
-    async def _ask_until_told(self, instance: Instance) -> None:
+    async def _ask_until_told(self, id: str) -> None:
         wait, longest = AGAIN
-        while instance.id in self.versions.instances:
+        while (instance := self.versions.instances.get(id)) is not None:
             try:
                 async with self._slots:
-                    self.versions.tell(instance.id, await learn(instance, self._settings))
+                    description = await learn(instance, self._settings)
+                now = self.versions.instances.get(id)
+                if now is not None and not unreplaced(now, instance):
+                    continue  # it has been replaced meanwhile, and what it said is another's
+                self.versions.tell(id, description)
             except (ConfigError, RpcError) as error:
                 kind = (instance.id, error.code if isinstance(error, RpcError) else str(error))
                 self.say_once(f"{self.name} at {instance.address} does not say what it serves: {error}", kind)
@@ -285,18 +379,6 @@ class Backend:
                 self._said.clear()
             self._said.add(about)
             log.error("%s", text)
-
-    def replace(self, generation: Generation | None) -> None:
-        """Serve this from now on."""
-        old, self.generation = self.generation, generation
-        if old is not None and old is not generation:
-            old.retire()
-
-    async def aclose(self) -> None:
-        """Close the channel."""
-        if self.generation is not None:
-            with contextlib.suppress(Exception):
-                await self.generation.aclose()
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}, {len(self.versions.instances)} instances>"

@@ -13,9 +13,11 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
 
 from framework.admin import Effective, Watched, admin_pages
 from framework.call import Call, Handler, Interceptor, Method
@@ -26,7 +28,7 @@ from framework.config import Drain, Settings, active
 from framework.discovery import Registry
 from framework.discovery.targets import open_registry
 from framework.errors import ConfigError
-from framework.gateway.backend import Backend, Generation, named
+from framework.gateway.backend import Application, Backend, Generation, named
 from framework.gateway.description import Checked, Description, check, collision
 from framework.http.admission import Admission
 from framework.http.app import HttpApp
@@ -37,6 +39,7 @@ from framework.http.rates import Rates
 from framework.http.server import HttpServer
 from framework.http.settings import HttpSettings
 from framework.interceptors.identity import signer
+from framework.parsing import suggest
 from framework.reload import watch
 from framework.security.authentication import Authenticator
 from framework.security.guard import Guard, guarded
@@ -60,6 +63,9 @@ FIRST = 10.0
 
 PATIENCE = 2.0
 """Seconds that the first application waits for services that are slow to say what they serve."""
+
+ABSENT = 5.0
+"""Seconds after which it is said that a service that the settings name has not been seen."""
 
 
 class Gateway:
@@ -120,13 +126,14 @@ class Gateway:
                 exits.push_async_callback(registry.aclose)
             guard = await exits.enter_async_context(guarded(SERVICE, settings, self._authenticators))
             running = Running(self, settings, registry, guard, shared=worker is not None)
+            if worker is None:  # before anything is said to be there: the port may be another's
+                await running.server.start()
+                exits.push_async_callback(running.server.stop)
             if admin:
                 watched = Watched("gateway", effective, running.unready, running.calls, telemetry.text)
                 pages = admin_pages(settings.admin, watched, shared=worker is not None)
                 running.admin = await exits.enter_async_context(pages)
             if worker is None:
-                await running.server.start()
-                exits.push_async_callback(running.server.stop)
                 await exits.enter_async_context(running.following())
                 log.info("the gateway serves on %s, from %s", running.server.url, registry)
             else:  # it gets its share of the calls from the first moment on, and has to know by then what to do
@@ -223,10 +230,11 @@ class Running:
         self._answered = False
         self._began = asyncio.get_running_loop().time()
         self._reported: set[str] = set()
+        self._missed = False
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._checked: dict[str, Checked | str] = {}
-        self._app: HttpApp = self._application([])
-        docs = docs_pages(lambda: self._app.services, "Gateway", self._http, security)
+        self._app = Application([], self._application)
+        docs = docs_pages(lambda: self._app.http.services, "Gateway", self._http, security)
         self.front = Front(self._app, web, health_pages(self.unready), docs, admission.known)
         assert web.port is not None  # its parser allows no other
         age = settings.server.connection_age if shared else None
@@ -267,7 +275,7 @@ class Running:
         if self._leaves:
             return "the gateway is shutting down"
         if not self._answered:
-            return f"{self._registry} has not answered yet"
+            return "the registry has not answered yet"
         if not any(one.callable for one in self.backends.values()):
             return "no service can be called"
         return ""
@@ -297,7 +305,7 @@ class Running:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(*(one.aclose() for one in self.backends.values()))
+            await asyncio.gather(*(one.aclose() for one in self._app.generations), return_exceptions=True)
 
     # Which services there are
 
@@ -308,6 +316,7 @@ class Running:
                 backend.read()
             try:
                 self._compare(set(self.settings.gateway.services) or set(await self._registry.names()))
+                await self._miss()
                 trouble = ""
             except ConfigError as error:
                 if str(error) != trouble:
@@ -330,6 +339,18 @@ class Running:
         if not self._generations():
             self._changed.set()
 
+    async def _miss(self) -> None:
+        """Say which of the services that the settings name are not there."""
+        if self._missed or asyncio.get_running_loop().time() < self._began + ABSENT:
+            return
+        missing = [one.name for one in self.backends.values() if not one.seen]
+        if self.settings.gateway.services and missing:
+            there = dict.fromkeys(await self._registry.names())
+            for name in missing:
+                hint = suggest(name, there) if there else " Nothing is."
+                log.warning("%s is not registered in %s.%s", name, self._registry, hint)
+        self._missed = True
+
     def _add(self, name: str) -> None:
         file = self.settings.gateway.descriptors.get(name, "")
         backend = Backend(name, self._registry, self._changed.set, self.settings, file)
@@ -343,9 +364,6 @@ class Running:
     def _remove(self, backend: Backend) -> None:
         del self.backends[backend.name]
         self._followers.pop(backend.name).cancel()
-        if backend.generation is not None:
-            self._swap(self._application(self._generations()))
-            backend.replace(None)
         self._changed.set()
 
     # What is served
@@ -368,26 +386,39 @@ class Running:
         if early and not self._generations() and not all(one.tried for one in backends):
             return  # of services that collide the first in the order of names is taken, and not the quickest
         accepted = {one.name: one.generation.checked for one in backends if one.generation is not None}
-        new: dict[str, Checked] = {}
+        new: dict[Backend, Checked] = {}
         for backend in sorted(backends, key=lambda one: (one.generation is None, one.name)):
-            found = await self._choose(backend, {**accepted, **new})
+            found = await self._choose(backend, accepted)
             if found is not None:
-                new[backend.name] = found
-        if not new:
-            return
-        opened: dict[str, Generation] = {}
-        for name, checked in new.items():
-            if name in self.backends:
-                opened[name] = Generation(checked, await self._open(name))
-        kept = {one.name: one.generation for one in self.backends.values() if one.generation is not None}
-        self._swap(await asyncio.to_thread(self._application, list({**kept, **opened}.values())))
-        for name, generation in opened.items():
-            described = ", ".join(generation.checked.description.services)
-            log.info("%s serves %s (%d routes)", name, described, len(generation.checked.routes))
-            if name in self.backends:
-                self.backends[name].replace(generation)
-            else:
-                generation.retire()
+                new[backend] = accepted[backend.name] = found
+        opened: dict[Backend, Generation] = {}
+        try:
+            for backend, checked in new.items():
+                opened[backend] = Generation(checked, await self._open(backend.name))
+            await self._serve(opened)
+        except BaseException:
+            await asyncio.gather(*(one.aclose() for one in opened.values()), return_exceptions=True)
+            raise
+
+    async def _serve(self, opened: Mapping[Backend, Generation]) -> None:
+        """Put what has been opened into the place of what is served of the same backends, if they are there still."""
+
+        def wanted() -> list[Generation]:
+            found = (opened.get(one, one.generation) for one in self.backends.values())
+            return [one for one in found if one is not None]
+
+        while (generations := wanted()) != list(self._app.generations):
+            app = await asyncio.to_thread(Application, generations, self._application)
+            if generations == wanted():  # services may have been forgotten meanwhile
+                self._swap(app)
+        for backend, generation in opened.items():
+            if self.backends.get(backend.name) is backend:
+                backend.generation = generation
+                described = ", ".join(generation.checked.description.services)
+                log.info("%s serves %s (%d routes)", backend.name, described, len(generation.checked.routes))
+        for generation in opened.values():
+            if generation not in self._app.generations:
+                await generation.aclose()
 
     async def _choose(self, backend: Backend, accepted: dict[str, Checked]) -> Checked | None:
         """The newest description of a service that can be served beside the others; None to leave it as it is."""
@@ -428,24 +459,22 @@ class Running:
     def _generations(self) -> list[Generation]:
         return [one.generation for one in self.backends.values() if one.generation is not None]
 
-    def _swap(self, app: HttpApp) -> None:
+    def _swap(self, app: Application) -> None:
         if self._security is not None:
-            for rpc in app.methods.values():  # a rule of one closes the others, before anybody calls it
+            for rpc in app.http.methods.values():  # a rule of one closes the others, before anybody calls it
                 self._security.access.held(rpc.method)
-        self._app = self.front.app = app
+        app.hold()
+        before, self._app = self._app, app
+        self.front.app = app
+        before.retire()
 
     def _relays(self, method: Method[Any, Any]) -> bool:
         """Nothing here looks into its messages."""
         return self._blind and not (self.settings.gateway.validate and has_rules(method.request.DESCRIPTOR))
 
-    def _application(self, generations: Iterable[Generation]) -> HttpApp:
-        by_pool = {one.checked.services[0].file.pool: one for one in generations}
-        services = [service for one in by_pool.values() for service in one.checked.services]
-        binders = {service.full_name: one for one in by_pool.values() for service in one.checked.services}
-
-        def bind(method: Method[Any, Any]) -> Handler:
-            return binders[method.service].bind(method)
-
+    def _application(
+        self, services: Iterable[ServiceDescriptor], bind: Callable[[Method[Any, Any]], Handler]
+    ) -> HttpApp:
         app = HttpApp(services, bind, self._http, guard=self._guard, live=self._live, report=False, relays=self._relays)
         for level, lines in ((logging.WARNING, app.router.ambiguous), (logging.INFO, app.router.overlaps())):
             for line in lines:

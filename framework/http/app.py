@@ -19,7 +19,6 @@ from google.protobuf.descriptor import ServiceDescriptor
 from framework.call import Handler, Method
 from framework.errors import Code, Internal, InvalidArgument, NotFound, RpcError, Unimplemented
 from framework.http import connect, grpc_web
-from framework.http.admission import CLIENT
 from framework.http.asgi import Receive, Scope, Send, peer_of
 from framework.http.conduct import Conduct, Gone
 from framework.http.cors import Cors, respond
@@ -32,7 +31,7 @@ from framework.http.rest import RestRoute, fail
 from framework.http.routes import BadPath, Router
 from framework.http.rpc import RpcMethod
 from framework.http.rules import default_rule
-from framework.http.settings import HttpSettings
+from framework.http.settings import DOCS, HttpSettings
 from framework.http.status import Details, Headers, HttpError
 from framework.http.websocket import serve_websocket
 from framework.logs import RequestLines
@@ -84,6 +83,7 @@ class HttpApp:
         self.settings = settings or HttpSettings()
         self.cors = Cors(self.settings.cors)
         self.guard = guard
+        self._hint = f"; {DOCS} tells what there is" if DOCS in self.settings.pages else ""
         self.live = set() if live is None else live
         pools: dict[Any, list[ServiceDescriptor]] = {}
         for service in services:
@@ -141,7 +141,7 @@ class HttpApp:
         fields = {
             "request": f"{scope.get('method', 'GET')[:20]} {raw_path(scope)[:200]}",
             "status": status,
-            "peer": scope.get(CLIENT) or peer_of(scope),
+            "peer": peer_of(scope),
             "request_id": dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1"),
             **trace_ids(),
             "error": message,
@@ -205,7 +205,7 @@ class HttpApp:
             return
         allowed = found.allowed | ({"GET"} if path in self.settings.pages else frozenset())
         if not allowed and path != "*":
-            raise NotFound(f"there is nothing at {path[:200]}")
+            raise NotFound(f"there is nothing at {path[:200]}{self._hint}")
         await self._refuse(exchange, allowed)
 
     async def _refuse(self, exchange: Exchange, allowed: frozenset[str]) -> None:

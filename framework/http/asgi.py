@@ -19,9 +19,21 @@ PEER = "framework.peer"
 """Where a scope has who is at the other end, by its certificate."""
 
 
+OUTSIDE = "framework.outside"
+"""Where a scope has whom a trusted proxy has forwarded a request for, as `peer_of` writes it."""
+
+
 def peer_of(scope: Scope) -> str:
-    """The address of the other side, as gRPC writes it: `ipv4:127.0.0.1:50123`."""
+    """The address of the client, as gRPC writes it: `ipv4:127.0.0.1:50123`; behind trusted proxies without a port."""
+    outside: str | None = scope.get(OUTSIDE)
+    if outside is not None:
+        return outside
     client = scope.get("client")
     if not client:
         return ""
-    return f"ipv6:[{client[0]}]:{client[1]}" if ":" in client[0] else f"ipv4:{client[0]}:{client[1]}"
+    return f"{address_of(client[0])}:{client[1]}"
+
+
+def address_of(host: str) -> str:
+    """A host as gRPC writes it, `ipv6:[::1]`; what is none as it is."""
+    return f"ipv6:[{host}]" if ":" in host else f"ipv4:{host}"

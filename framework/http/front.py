@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from framework.errors import PermissionDenied, RpcError
 from framework.http.admission import CLIENT
 from framework.http.app import Guard
-from framework.http.asgi import Receive, Scope, Send
+from framework.http.asgi import OUTSIDE, Receive, Scope, Send, address_of
 from framework.http.cors import FOREIGN, Cors, respond
 from framework.http.exchange import Exchange
 from framework.http.forwarded import Proxies
@@ -133,7 +133,9 @@ class Front:
         peer = scope["client"][0] if scope.get("client") else ""
         if told:
             if self._proxies.trusts(peer):
-                scope[CLIENT] = self._proxies.client(peer, b",".join(forwarded).decode("latin-1"))
+                scope[CLIENT] = client = self._proxies.client(peer, b",".join(forwarded).decode("latin-1"))
+                if client != peer:
+                    scope[OUTSIDE] = address_of(client)
                 told = False
             else:
                 wrong = True

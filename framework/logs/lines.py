@@ -40,9 +40,6 @@ _NOTED = frozenset(
 )
 _BROKEN = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS})
 
-FORWARDED = "x-forwarded-for"
-"""Metadata with the address of who calls a gateway."""
-
 LONGEST = 500
 """Characters of an error's text that a line has."""
 
@@ -128,7 +125,6 @@ class CallLines:
         if which == "none":
             return None
         event = "served" if side == "server" else "called"
-        passes_on = self._passes_on
         levels = [level_of(code, side, method.service) for code in Code]
         if which == "failures":
             levels[Code.OK] = 0
@@ -146,10 +142,11 @@ class CallLines:
                 fields = fields_of(call, outcome, seconds)
                 if service:
                     fields["target"] = service
-                if passes_on:
-                    fields["endpoint"] = fields.pop("peer", "")
-                    if (caller := call.get(FORWARDED)) is not None:
-                        fields["peer"] = caller
+                if call.caller is not None:
+                    if (endpoint := fields.pop("peer", None)) is not None:
+                        fields["endpoint"] = endpoint
+                    if call.caller:
+                        fields["peer"] = call.caller
                 if allowance.without:
                     fields["without_line"] = allowance.without
                     allowance.without = 0
@@ -209,7 +206,7 @@ def fields_of(call: Call, outcome: Outcome, seconds: float) -> dict[str, Any]:
     fields.update(trace_ids(call))
     error = outcome.error
     if error is not None:
-        text = error.message if isinstance(error, RpcError) else f"{type(error).__name__}: {error}"
+        text = error.inside or error.message if isinstance(error, RpcError) else f"{type(error).__name__}: {error}"
         fields["error"] = redaction.text(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
         if isinstance(error, RpcError) and error.endpoints:
             fields["endpoints"] = list(error.endpoints)

@@ -80,6 +80,7 @@ class ServerCall(Call):
         "write",
     )
 
+    caller: str | None = None  # of the class: nothing that is served here is passed on
     wire: Any
     _peer: str | Callable[[], str]
     _request_id: str

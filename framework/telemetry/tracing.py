@@ -75,7 +75,8 @@ def failure_of(outcome: Outcome) -> tuple[str, str]:
     """The `error.type` of a failure, and its description."""
     error = outcome.error
     if error is None or isinstance(error, RpcError | asyncio.CancelledError | GeneratorExit):
-        return outcome.code.name, getattr(error, "message", "") or outcome.code.name
+        said = error.inside or error.message if isinstance(error, RpcError) else ""
+        return outcome.code.name, said or outcome.code.name
     return f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."), str(error)
 
 

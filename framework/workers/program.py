@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
+from framework import hangup
 from framework.errors import FrameworkError, mistakes
 from framework.logs import configure_logging
 from framework.observation import LogSettings
@@ -51,6 +52,8 @@ def launch(
         FrameworkError: it cannot start; the message says why and what to do.
     """
     service = {"service": name.removeprefix("the ")}
+    if worker is not None or workers == 1:
+        hangup.release()
     if worker is not None:
         run_until_complete(shared(worker), logs, {**service, "pid": os.getpid()})
     elif workers == 1:
@@ -71,7 +74,7 @@ def run(launch: Callable[[Worker | None, Sequence[str]], None]) -> None:
     """
     worker = Worker.claim()
     try:
-        with worker.reporting() if worker is not None else contextlib.nullcontext():
+        with hangup.holding(), worker.reporting() if worker is not None else contextlib.nullcontext():
             launch(worker, [sys.executable, *sys.orig_argv[1:]])
     except Exception as error:
         if not (found := mistakes(error)):

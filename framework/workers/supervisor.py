@@ -23,6 +23,7 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import Literal
 
+from framework import hangup
 from framework.config import QUICK_DRAIN
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
@@ -122,6 +123,7 @@ class Supervisor:
                 reserve(self._where[0], self._http_port, exits, "--http")
             for number in handled:
                 loop.add_signal_handler(number, on_signal, number)
+            hangup.release()
             try:
                 async with asyncio.TaskGroup() as group:
                     for place in range(1, count(self._workers) + 1):

@@ -74,8 +74,8 @@ def test_http_beside_grpc(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "told"),
     [
-        (["--port", "many"], "", "port is 'many'; it must be a whole number from 0 to 65535"),
-        (["--services", "a b"], "", "services has 'a b', which is no name of a service"),
+        (["--port", "many"], "", "--port is 'many'; it must be a whole number from 0 to 65535"),
+        (["--services", "a b"], "", "--services has 'a b', which is no name of a service"),
         (["--registry", "nowhere"], "", "Registry 'nowhere' is not understood"),
         (["--host", "192.0.2.1", "--plaintext"], "", "cannot listen on 192.0.2.1: it is no address of this machine"),
         ([], "[gateway]\ncorss = {}", "gateway.corss is not a setting. Did you mean cors?"),
@@ -94,10 +94,10 @@ def test_mistakes(tmp_path: Path, arguments: list[str], settings: str, told: str
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """The message says which, and what to do."""
+    """The message says which, and what to do; nothing is said to be there before."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = framework(tmp_path, "gateway", "--port", str(port))
+        ended = framework(tmp_path, "gateway", "--port", str(port), FRAMEWORK_ADMIN_PORT=0)
     assert ended.stderr == (
         f"framework: port {port} on 127.0.0.1 is in use or may not be used. "
         "Choose another with --port, or 0 for any free one.\n"

@@ -303,8 +303,10 @@ def test_consul_that_is_not_there(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lab_service", "--port", "eighty"], "port is 'eighty'; it must be a whole number from 0 to 65535"),
-        (["lab_service", "--port", "70000"], "port is '70000'; it must be a whole number from 0 to 65535"),
+        (["lab_service", "--port", "eighty"], "--port is 'eighty'; it must be a whole number from 0 to 65535"),
+        (["lab_service", "--port", "70000"], "--port is '70000'; it must be a whole number from 0 to 65535"),
+        (["lab_service", "--http", "abc"], "--http is 'abc'; it must be a whole number from 0 to 65535"),
+        (["lab_service", "--workers", "0"], "--workers is '0'; it must be a whole number from 1 to 1024, or \"auto\""),
         (["lab_service", "--config", "no.toml"], "there is no settings file no.toml"),
         (["not_there"], "there is no module not_there in {here} or in the environment"),
         (["not_there.at.all:service"], "there is no module not_there in {here} or in the environment"),

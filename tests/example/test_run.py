@@ -90,6 +90,15 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("port", ["99999", "many"])
+def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
+    """One line says so, by the name under which make has it."""
+    with running(tmp_path, "--port", port) as shop:
+        assert shop.end() == 1
+    wanted = "it must be a whole number from 0 to 65535"
+    assert [f"example_services: PORT (--port) is {port!r}; {wanted}"] == shop.lines
+
+
 def test_nobody_reads_on(tmp_path: Path) -> None:
     """`make run | head -1` ends soon, without a word of complaint."""
     ran = subprocess.run(

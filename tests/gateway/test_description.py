@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from framework.discovery import Instance, Snapshot
@@ -77,6 +79,21 @@ def test_what_contradicts_somebody_who_is_there() -> None:
     assert against.startswith("field 2 of lab.Thing is text or bytes")
     versions.see(seen(("b", "2")))
     assert versions.choices() == [(STRANGE, "")]
+
+
+def test_another_behind_the_same_id() -> None:
+    """What the one before said does not count for it, and it is asked; a change of its weight makes it no other."""
+    versions = Versions()
+    first = Instance("a", "shop", "127.0.0.1:1", version="1")
+    versions.see({"a": first})
+    versions.tell("a", OLD)
+    assert versions.see({"a": dataclasses.replace(first, weight=5)}) == []
+    assert versions.choices() == [(OLD, "")]
+    for address, version in (("127.0.0.1:2", "1"), ("127.0.0.1:2", "2")):
+        one = dataclasses.replace(first, address=address, version=version)
+        assert versions.see({"a": one}) == [one]
+        assert versions.choices() == []
+        versions.tell("a", NEW)
 
 
 def test_not_everybody_is_asked() -> None:

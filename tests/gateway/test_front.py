@@ -9,6 +9,7 @@ import pytest
 from framework.config import Settings
 from framework.errors import ConfigError
 from framework.http.admission import client_of
+from framework.http.asgi import peer_of
 from framework.http.forwarded import Proxies
 from framework.http.front import Front
 from framework.reload import changes
@@ -134,6 +135,23 @@ async def test_where_a_request_comes_from(trusted: list[str], forwarded: str, cl
     """From the last address that is no proxy of ours; what it says itself is not believed."""
     response = await ask({}, "GET", ("x-forwarded-for", forwarded), trusted=trusted)
     assert response.body.decode() == f"GET {client}"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "peer"),
+    [
+        ([], "1.1.1.1", "ipv4:10.0.0.9:4711"),
+        (["10.0.0.9"], "1.1.1.1:80", "ipv4:1.1.1.1"),
+        (["10.0.0.9"], "[2001:db8::1]:80", "ipv6:[2001:db8::1]"),
+        (["10.0.0.9"], "10.0.0.9", "ipv4:10.0.0.9:4711"),
+    ],
+)
+async def test_how_a_client_is_written(trusted: list[str], forwarded: str, peer: str) -> None:
+    """As gRPC writes it; of one behind proxies no port is known."""
+    front = Front(answer, WebSettings.parse({"trusted": trusted}, "server.http"))
+    seen = scope("GET", "/path", [("x-forwarded-for", forwarded)], state={})
+    await Conversation(front, seen).done()
+    assert peer_of(seen) == peer
 
 
 async def test_headers_that_are_not_believed() -> None:

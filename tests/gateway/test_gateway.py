@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,13 +15,14 @@ import websockets
 from framework import ConfigError, Unauthenticated
 from framework.call import Call, Handler, Method
 from framework.config import Drain, ServerSettings, Settings
+from framework.discovery import Instance
 from framework.discovery.consul import ConsulRegistry
 from framework.discovery.targets import open_registry
 from framework.gateway import Gateway
 from framework.identity import Identity
 from framework.security.authentication import Credentials
 from tests.consul_agent import MakeAgent
-from tests.gateway.lab import AT_ONCE, OTHER, SHOP, Shop, Town, until
+from tests.gateway.lab import AT_ONCE, OTHER, SHOP, Shop, Town, logged, until
 
 
 async def test_every_protocol(town: Town) -> None:
@@ -102,9 +104,58 @@ async def test_failures(town: Town) -> None:
     )
     bug = await client.get("/v1/things/bug")
     assert (bug.status_code, "secret" in bug.text) == (500, False)
-    assert (await client.get("/nowhere")).status_code == 404
+    nowhere = await client.get("/")
+    assert (nowhere.status_code, nowhere.json()["message"]) == (404, "there is nothing at /; /docs tells what there is")
+    secret = await (await town.client(await town.gateway(docs=False))).get("/")
+    assert (secret.status_code, secret.json()["message"]) == (404, "there is nothing at /")
     refused = await client.delete("/v1/things/lamp")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+async def test_what_is_not_told_outside(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    """Addresses and the registry stand in the log; whoever calls hears that the service cannot be reached."""
+    _, leave = await town.add("shop")
+    client = await town.client(await town.gateway())
+    lease = await town.registry.register(Instance("dead", "shop", "127.0.0.1:1"))
+    await leave.aclose()
+    await until(client, "GET /v1/things/lamp", 503)
+    await until(client, "POST /v1/things", 503)
+    streamed = await client.get("/v1/things/lamp:watch")
+    connect = await client.post("/lab.Shop/Get", json={}, headers={"connect-protocol-version": "1"})
+    assert {streamed.json()["message"], connect.json()["message"]} == {"shop cannot be reached now"}
+    line = lines(caplog)[-1]
+    assert line["error"].startswith(f"cannot connect to shop at 127.0.0.1:1 (instances from {town.registry})")
+    await lease.close()
+    await logged(caplog, "shop has no instance left")
+    gone = await client.get("/v1/things/lamp")
+    assert gone.json()["message"] == "shop cannot be reached now"
+    assert lines(caplog)[-1]["error"] == f"no instance of shop in {town.registry}"
+
+
+async def test_who_stands_in_the_log(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    """The client as `peer`, written one way; as `endpoint` the instance that had the call, if one had it."""
+    caplog.set_level("INFO", "framework.calls")
+    running = await town.gateway(ready=False)  # first, so that its lines are a gateway's
+    _, leave = await town.add("shop")
+    await running.until_ready()
+    client = await town.client(running)
+    behind = await town.client(await town.gateway(trusted=["127.0.0.1"]), headers={"x-forwarded-for": "203.0.113.9"})
+    for path in ("/v1/things/lamp", "/nowhere"):
+        await client.get(path)
+        await behind.get(path)
+    await leave.aclose()
+    await until(client, "GET /v1/things/lamp", 503)
+    found = [line for line in lines(caplog) if "target" in line or "request" in line]
+    assert [line["code"] for line in found] == ["OK", "OK", "NOT_FOUND", "NOT_FOUND", "UNAVAILABLE"]
+    here, forwarded = r"ipv4:127\.0\.0\.1:\d+", r"ipv4:203\.0\.113\.9"
+    for pattern, line in zip((here, forwarded, here, forwarded, here), found, strict=True):
+        assert re.fullmatch(pattern, line["peer"])
+    assert ["endpoint" in line for line in found] == [True, True, False, False, False]
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What stands in the lines of calls and requests."""
+    return [vars(one)["fields"] for one in caplog.records if one.name == "framework.calls" and "fields" in vars(one)]
 
 
 async def test_what_a_service_is_told(town: Town) -> None:

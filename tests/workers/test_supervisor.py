@@ -65,6 +65,28 @@ async def test_module_run_as_a_program(app: Path) -> None:
         assert await running.ended(signal.SIGTERM) == 0
 
 
+EARLY = """
+import os
+import signal
+
+if not os.path.exists("started"):
+    open("started", "x").close()
+    os.kill(os.getpid(), signal.SIGHUP)
+"""
+
+
+async def test_reload_while_it_starts(app: Path) -> None:
+    """SIGHUP before there is anything to reload waits until there is; a process without workers ends of it."""
+    write(app, "import asyncio\n", f"import asyncio\n{EARLY}")
+    async with supervised(app) as running:
+        await running.until("echo has reloaded: 2 workers")
+        assert await running.ended(signal.SIGTERM) == 0
+    (app / "started").unlink()
+    async with supervised(app, command=("-m", "framework", "run", "app")) as running:
+        assert await running.ended() == -signal.SIGHUP
+    assert running.said == []
+
+
 async def test_one_worker_is_no_worker(app: Path) -> None:
     """One process is what it always was."""
     async with supervised(app, "--workers", "1", command=("-m", "framework", "run", "app")) as running:
@@ -489,5 +511,5 @@ def test_bad_number_of_workers(
     monkeypatch.chdir(app)
     assert main(["run", "app", f"--workers={number}"]) == 2
     assert capsys.readouterr().err == (
-        f"framework: workers is '{number}'; it must be a whole number from 1 to 1024, or \"auto\" for one per CPU\n"
+        f"framework: --workers is '{number}'; it must be a whole number from 1 to 1024, or \"auto\" for one per CPU\n"
     )
