@@ -74,6 +74,9 @@ def http_front(
         live=live,
     )
 
+    for line in admission.doubts(rpc.method for rpc in app.methods.values()):
+        log.warning("%s", line)
+
     def unready() -> str:
         return "" if server.health.is_serving else f"{server.address} does not serve"
 

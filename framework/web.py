@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 from framework.errors import ConfigError
 from framework.parsing import (
+    OFF,
     Parse,
     Table,
     boolean,
@@ -38,7 +39,7 @@ from framework.parsing import (
 )
 from framework.tls import NO_TLS, ServerTls
 
-NO_RATE_LIMIT = {"rate": 0}
+NO_RATE_LIMIT = {"rate": OFF, "burst": 0}
 """What `"off"` means."""
 
 AUTHENTICATED = "authenticated"
@@ -114,17 +115,34 @@ class CorsSettings(Table):
             )
 
 
+def _rate(value: Any, where: str) -> float:
+    if value == OFF:
+        return 0.0
+    found = number(0, 1_000_000)(value, where)
+    if found == 0:
+        raise ConfigError(f'{where} is {value!r}; it must be more than 0; for no limit write "{OFF}"')
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class RateSettings(Table):
     """How often each caller may call.
 
     Attributes:
-        rate: calls a second, in the long run; 0 is no limit.
+        rate: calls a second, in the long run; 0 ("off" in a file) is no limit.
         burst: calls that may come at once after a pause; 0 is a second's worth, at least 1.
     """
 
-    rate: float = setting(0.0, number(0, 1_000_000))
+    rate: float = setting(0.0, _rate)
     burst: int = setting(0, integer(0, 1_000_000))
+
+    @classmethod
+    def parse(cls, given: Any, where: str, base: Self | None = None) -> Self:
+        """Settings from a table of a file over `base`. Raises ConfigError: it would limit nothing, and not say so."""
+        parsed = super(RateSettings, cls).parse(given, where, base)
+        if not parsed.rate and "rate" not in given:
+            raise ConfigError(f'{where} has no rate, as in {{ rate = 50, burst = 100 }}; for no limit write "{OFF}"')
+        return parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +204,8 @@ class WebSettings(Table):
         rate_limit: how often each caller may call, all methods together.
         rate_limits: the same for single methods or services, by full name, `shop.orders.v1.Orders/PlaceOrder`.
         docs: serve `/docs`, `/openapi.json` and `/openapi.yaml`; AUTHENTICATED to those only who may call.
-        rate_key: request header by which callers are told apart, `x-api-key`; empty is their identity or address.
+        rate_key: request header by which callers of one identity, or without one of one address, are told apart,
+            `x-tenant`; empty is not at all.
         tls: certificates; HTTP beside gRPC has those of gRPC when there are none here.
         plaintext: plain text may be served beyond this machine; beside gRPC, even though gRPC has certificates.
     """

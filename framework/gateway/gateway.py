@@ -224,6 +224,7 @@ class Running:
         admission = Admission(web, security, gateway._rates, hide=told)
         self._security = security
         self._guard = admission if admission.needed else None
+        self._doubts = admission.doubts
         self._live: set[Conduct] = set()
         self._changed = asyncio.Event()
         self._swapped = asyncio.Event()
@@ -476,7 +477,11 @@ class Running:
         self, services: Iterable[ServiceDescriptor], bind: Callable[[Method[Any, Any]], Handler]
     ) -> HttpApp:
         app = HttpApp(services, bind, self._http, guard=self._guard, live=self._live, report=False, relays=self._relays)
-        for level, lines in ((logging.WARNING, app.router.ambiguous), (logging.INFO, app.router.overlaps())):
+        doubts = self._doubts(rpc.method for rpc in app.methods.values())
+        for level, lines in (
+            (logging.WARNING, (*app.router.ambiguous, *doubts)),
+            (logging.INFO, app.router.overlaps()),
+        ):
             for line in lines:
                 if line not in self._reported:
                     self._reported.add(line)

@@ -164,6 +164,8 @@ class HttpApp:
             await fail(exchange, self.details, Internal("internal error; its cause stands in the log of the server"))
 
     async def _dispatch(self, exchange: Exchange) -> None:
+        if b"origin" in exchange.headers:
+            self.cors.check_unasked(exchange.scope, exchange.headers)
         rpc = self.methods.get(exchange.path)
         if rpc is not None:
             exchange.scope[ROUTE] = exchange.path

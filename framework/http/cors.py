@@ -14,6 +14,13 @@ from framework.http.asgi import Scope, Send
 from framework.http.status import Headers, text
 from framework.web import CorsSettings
 
+FOREIGN = "framework.foreign"
+"""Where a scope says that somebody has looked already whether it is a page that may call, and what came out."""
+
+_READING = ("GET", "HEAD")
+_UNASKED = frozenset((b"", b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain"))
+"""Content types that browsers send anywhere without asking first; none at all is one, too."""
+
 
 class Cors:
     """The rules, ready to be asked.
@@ -87,10 +94,20 @@ class Cors:
         if self.is_foreign(headers):
             raise foreign(headers[b"origin"])
 
+    def check_unasked(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        """Raises PermissionDenied for what pages that may not call can send all the same, and that does something."""
+        if scope["method"] in _READING or scope.get(FOREIGN) is False:
+            return
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind in _UNASKED and (FOREIGN in scope or self.is_foreign(headers)):
+            raise foreign(headers[b"origin"])
+
     def is_foreign(self, headers: Mapping[bytes, bytes]) -> bool:
         """A page sends this that may not call, and is not from here."""
         origin = headers.get(b"origin")
         if origin is None or self.allows(origin):
+            return False
+        if headers.get(b"sec-fetch-site") == b"same-origin":  # pages cannot set it, and a proxy may change the host
             return False
         own = headers.get(b"host", b"").lower()
         return not own or origin.lower().partition(b"://")[2] != own
@@ -105,10 +122,6 @@ class Cors:
             await send(message)
 
         return telling if said else send
-
-
-FOREIGN = "framework.foreign"
-"""Where a scope says that somebody has looked already whether it is a page that may call, and what came out."""
 
 
 def foreign(origin: bytes) -> PermissionDenied:

@@ -17,6 +17,7 @@ from framework.http.asgi import OUTSIDE, Receive, Scope, Send, address_of
 from framework.http.cors import FOREIGN, Cors, respond
 from framework.http.exchange import Exchange
 from framework.http.forwarded import Proxies
+from framework.http.headers import TOLD_OF_CLIENT
 from framework.http.rest import fail
 from framework.http.settings import HttpSettings
 from framework.http.status import Details, Headers, text
@@ -26,9 +27,7 @@ from framework.web import AUTHENTICATED, WebSettings
 
 ID = REQUEST_ID.encode()
 _ID = re.compile(rb"[!-~]{1,128}")
-_FORWARDED = frozenset(
-    (b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"forwarded", b"x-real-ip")
-)
+_FORWARDED = frozenset(name.encode() for name in TOLD_OF_CLIENT)
 
 App: TypeAlias = Callable[[Scope, Receive, Send], Any]
 Page: TypeAlias = Callable[[Mapping[bytes, bytes]], tuple[int, Headers, bytes]]

@@ -12,13 +12,22 @@ from framework.call import Metadata
 from framework.errors import InvalidArgument
 from framework.http.settings import HttpSettings
 from framework.http.status import Headers
+from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.security.authentication import SHOWN
 
 HOP_BY_HOP = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"),
-        *("trailers", "transfer-encoding", "upgrade", "host"),
+        *("trailers", "transfer-encoding", "upgrade", "host", "expect", "http2-settings"),
     )
 )
+FORWARDED = "x-forwarded-"
+TOLD_OF_CLIENT = frozenset((*(FORWARDED + name for name in ("for", "host", "proto", "port")), "forwarded", "x-real-ip"))
+"""What proxies tell of a client: believed only of those that are trusted."""
+
+_LOOKED_AT = TOLD_OF_CLIENT | SHOWN | {REQUEST_ID}
+"""What is checked, set or taken out by its own name before metadata is made, so that no other name may lead to it."""
+
 MOST_NAMES = 1000
 """Header names whose meaning is remembered."""
 
@@ -28,7 +37,7 @@ LONGEST_NAME = 100
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(rb"[ -~]*")
 _TEXT = re.compile(r"[ -~]+")
-FORWARDED = "x-forwarded-"
+_OWN = ("grpc-", "framework-", ":", "content-")
 
 
 class Incoming:
@@ -76,12 +85,21 @@ class Incoming:
 
     def _learn(self, raw_key: bytes) -> str | None:
         name = raw_key.decode("latin-1").lower()
-        key = None if name in HOP_BY_HOP or name.startswith(":") else self._named(name)
-        if key is not None and (not _KEY.fullmatch(key) or key.startswith(("grpc-", "framework-", FORWARDED))):
-            key = None  # what is told of the client, or among services, is not told by the client
+        key = self._named(name)
+        if key is not None and not _passes(name, key):
+            key = None
         if len(self._known) < MOST_NAMES and len(raw_key) <= LONGEST_NAME:
             self._known[raw_key] = key
         return key
+
+
+def _passes(name: str, key: str) -> bool:
+    """Whether a header may be metadata of a key, which is a header again on its next way, over HTTP/2."""
+    if not _KEY.fullmatch(key) or key in HOP_BY_HOP or name in HOP_BY_HOP:
+        return False
+    if key.startswith((*_OWN, FORWARDED)):  # what is told of the client, or among services, is not told by the client
+        return False
+    return key == name or key not in _LOOKED_AT
 
 
 def _binary(raw: bytes) -> Iterable[bytes]:
@@ -123,9 +141,6 @@ def rpc_named(name: str) -> str | None:
 def encoded(key: str, value: str | bytes) -> bytes:
     """The value of a header for a value of metadata."""
     return base64.b64encode(value).rstrip(b"=") if isinstance(value, bytes) else value.encode("latin-1", "replace")
-
-
-_OWN = ("grpc-", "framework-", ":", "content-")
 
 
 def outgoing(metadata: Metadata, prefix: str = "", plain: Iterable[str] = ()) -> Headers:

@@ -6,13 +6,15 @@ rate algorithm): a call moves it by 1 / rate, and is refused when it would be mo
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
+from framework.errors import ConfigError
 from framework.web import RateSettings
 
 MOST = 100_000
-"""Keys that are remembered; then those that are full again are forgotten, and if none is, the oldest."""
+"""Keys that are remembered; then the one that has not called for longest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,10 @@ class Rate:
 
     @classmethod
     def of(cls, settings: RateSettings) -> Rate | None:
-        """What a settings file says; None is no limit."""
+        """What settings say; None is no limit. Raises ConfigError: they mean one, and do not say which."""
         if settings.rate == 0:
+            if settings.burst:
+                raise ConfigError(f"a rate limit has a burst of {settings.burst} and no rate; give it one")
             return None
         return cls(settings.rate, settings.burst or max(1, round(settings.rate)))
 
@@ -49,23 +53,21 @@ class Buckets:
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._full: dict[str, float] = {}
+        self._full: OrderedDict[str, float] = OrderedDict()  # the one that was asked for longest ago is the first
 
     async def take(self, key: str, rate: Rate, now: float) -> float:
         """Take a token from the bucket of a key; the seconds until there is one, or 0 when there was."""
-        full = max(self._full.get(key, now), now)
+        kept = self._full.get(key)
+        if kept is not None:
+            self._full.move_to_end(key)
+        full = now if kept is None or kept < now else kept
         wait = full + 1 / rate.per_second - now - rate.burst / rate.per_second
         if wait > 1e-9:
             return wait
-        if key not in self._full and len(self._full) >= self._most:
-            self._forget(now)
+        if kept is None and len(self._full) >= self._most:
+            self._full.popitem(last=False)
         self._full[key] = full + 1 / rate.per_second
         return 0.0
-
-    def _forget(self, now: float) -> None:
-        self._full = {key: full for key, full in self._full.items() if full > now}
-        while len(self._full) >= self._most:
-            del self._full[next(iter(self._full))]
 
     def __len__(self) -> int:
         return len(self._full)

@@ -91,13 +91,13 @@ class RestRoute:
         if method.client_streaming:
             uploads = None if self.binder.raw or is_json(content_type, lines=True) else self.uploads
             if uploads is not None:
-                uploads.check(exchange, content_type)
+                uploads.check(content_type)
             exchange.content_encoding()  # refused before the call is made
             request = requests = Requests(self.binder, preset, exchange, uploads)
         else:
             body = await exchange.body()
             if body and not self.binder.raw and not is_json(content_type, lines=False):
-                self.uploads.check(exchange, content_type)
+                self.uploads.check(content_type)
                 request = self.uploads.message(preset, body, content_type.decode("latin-1"))
             else:
                 request = self.binder.message(preset, body, content_type.decode("latin-1"))

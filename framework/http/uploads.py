@@ -23,7 +23,6 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from framework.errors import InvalidArgument
 from framework.http.binding import HTTP_BODY, Binder, Preset, Target, Violation, invalid, target_of
-from framework.http.cors import FOREIGN, Cors, foreign
 from framework.http.exchange import Exchange
 from framework.http.json import Json, JsonError
 from framework.http.rules import find_field
@@ -70,7 +69,6 @@ class Uploads:
         self._binder = binder
         self._codecs = codecs
         self._limit = settings.max_message
-        self._cors = Cors(settings.cors)
         self._kind: Any = binder.rule.method.request
         body = binder.rule.body
         self._field = None if body in ("", "*") else find_field(self._kind.DESCRIPTOR, body)
@@ -82,18 +80,10 @@ class Uploads:
     def _is_form(self, content_type: str) -> bool:
         return multipart is not None and content_type.lower().startswith(FORM) and self._holder is not None
 
-    def check(self, exchange: Exchange, content_type: bytes) -> None:
-        """Whether a body of this type is read here, from where it comes.
-
-        Raises:
-            HttpError: it is not read.
-            PermissionDenied: a page that may not call sends it; for these types its browser has not asked first.
-        """
+    def check(self, content_type: bytes) -> None:
+        """Raises HttpError unless a body of this type is read here."""
         if not self._bytes and not self._is_form(content_type.decode("latin-1")):
             raise unsupported(content_type)
-        headers = exchange.headers
-        if b"origin" in headers and exchange.scope.get(FOREIGN, self._cors.is_foreign(headers)):
-            raise foreign(headers[b"origin"])
 
     def message(self, preset: Preset, body: bytes, content_type: str) -> Any:
         """The request of a body. Raises InvalidArgument, with a violation for each part that does not fit."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +126,14 @@ class Access:
 
     def _made(self, settings: AccessSettings, more: Mapping[str, Rules], methods: Iterable[Method[Any, Any]]) -> Policy:
         policy = Policy(settings, more, closed=self._declared)
-        known: dict[str, dict[str, None]] = {method.service: {} for method in methods}
-        for method in methods:
-            known[method.service][method.name] = None
-        for pattern in policy.patterns:
-            service, _, name = pattern.partition("/")
-            if name and name != "*" and service in known and name not in known[service]:
-                raise ConfigError(
-                    f"there is a rule for {pattern}, which {service} does not have.{suggest(name, known[service])}"
-                )
+        for wrong in misnamed(policy.patterns, methods):
+            raise ConfigError(f"there is a rule for {wrong}")
         return policy
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What there are rules for."""
+        return self._policy.patterns
 
     def held(self, method: Method[Any, Any]) -> Held:
         """The rules of a method, kept up to date. Raises ConfigError: those that its proto declares cannot be used."""
@@ -201,6 +199,17 @@ class Access:
 
     def __repr__(self) -> str:
         return f"<Access with {len(self._policy.patterns)} rules for {len(self._held)} methods>"
+
+
+def misnamed(patterns: Iterable[str], methods: Iterable[Method[Any, Any]]) -> Iterator[str]:
+    """Patterns for a method that its service, one of those of `methods`, does not have; each with what is wrong."""
+    known: dict[str, dict[str, None]] = {}
+    for method in methods:
+        known.setdefault(method.service, {})[method.name] = None
+    for pattern in patterns:
+        service, _, name = pattern.partition("/")
+        if name and name != "*" and service in known and name not in known[service]:
+            yield f"{pattern}, which {service} does not have.{suggest(name, known[service])}"
 
 
 def why(rules: Rules, identity: Identity | None) -> str:

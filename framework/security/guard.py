@@ -44,25 +44,31 @@ class Guard:
         self.interceptors: tuple[Interceptor, ...] = (authentication.interceptor(name), access.interceptor)
         self._name = name
 
-    async def admit(self, credentials: Credentials, *, twice: bool = False, told: bool = False) -> Identity:
-        """Who a caller over HTTP is; NOBODY for one who shows nothing, and need not.
+    async def identify(self, credentials: Credentials, *, twice: bool = False) -> Identity:
+        """Who a caller over HTTP is; NOBODY for one who shows nothing.
 
         Args:
             twice: credentials of one kind have come twice.
-            told: what is called is told by us who it is.
 
         Raises:
-            RpcError: it is not known, or may not call this.
+            RpcError: what it shows does not hold.
         """
         if twice:
             raise self.authentication.refusal("the same kind of credentials comes twice", credentials)
-        identity = await self.authentication.identify(credentials)
-        if credentials.method is not None:
-            held = self.access.held(credentials.method)
-            if not held.public:
-                seen = dataclasses.replace(identity or NOBODY, service=self._name) if told else identity
-                self.access.check(credentials.method, seen)
-        return identity or NOBODY
+        return await self.authentication.identify(credentials) or NOBODY
+
+    def permit(self, method: Method[Any, Any], identity: Identity, *, told: bool = False) -> None:
+        """Let a caller over HTTP call a method.
+
+        Args:
+            told: what is called is told by us who it is.
+
+        Raises:
+            RpcError: it may not.
+        """
+        if not self.access.held(method).public:
+            known = None if identity is NOBODY else identity
+            self.access.check(method, dataclasses.replace(identity, service=self._name) if told else known)
 
     def __repr__(self) -> str:
         return f"<Guard of {self._name}: {self.authentication!r}, {self.access!r}>"

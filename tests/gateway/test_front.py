@@ -184,6 +184,15 @@ async def test_request_ids(sent: tuple[str, ...]) -> None:
             {"rate_limits": {"a.B/C": {"rat": 1}}},
             "server.http.rate_limits.a.B/C.rat is not a setting. Did you mean rate",
         ),
+        (
+            {"rate_limit": {"burst": 5}},
+            'server.http.rate_limit has no rate, as in { rate = 50, burst = 100 }; for no limit write "off"',
+        ),
+        ({"rate_limits": {"a.B/C": {}}}, "server.http.rate_limits.a.B/C has no rate"),
+        (
+            {"rate_limit": {"rate": 0}},
+            'server.http.rate_limit.rate is 0; it must be more than 0; for no limit write "off"',
+        ),
         ({"limits": {"head_timeout": 0}}, "server.http.limits.head_timeout is 0"),
         ({"cors": {"headers": "x a"}}, "server.http.cors.headers has 'x a', which is no header"),
     ],

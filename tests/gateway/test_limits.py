@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import websockets
 
-from tests.gateway.lab import Town
+from tests.gateway.lab import OTHER, Shop, Town, logged
 
 LIMITS = {"header": 2048, "body": 4096, "connections": 4, "head_timeout": 0.3, "body_timeout": 0.3, "keep_alive": 0.3}
 
@@ -210,8 +210,44 @@ async def test_rate_limits(town: Town) -> None:
     assert (await client.get("/v1/things/lamp", headers=ada)).status_code == 200
     refused = await client.get("/v1/things/lamp", headers=ada)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "100")
-    assert refused.json()["message"].startswith("too many requests: 0.01 a second are allowed; try again in ")
+    assert refused.json()["message"].startswith("too many requests: the limit is 0.01 a second; try again in ")
     assert (await client.get("/v1/things/lamp", headers=eve)).status_code == 200
     connect = await client.post("/lab.Shop/Get", json={}, headers={**ada, "connect-protocol-version": "1"})
     assert (connect.status_code, connect.json()["code"]) == (429, "resource_exhausted")
     assert connect.headers["retry-after"] == "100"
+
+
+async def test_names_that_are_made_up(town: Town) -> None:
+    """A new name for every call helps no more than ten callers at the address would have; nobody else is hurt."""
+    await town.add("shop")
+    running = await town.gateway(rate_limit={"rate": 0.001, "burst": 2}, rate_key="x-tenant", trusted=["127.0.0.1"])
+    client = await town.client(running)
+
+    async def status(name: str, address: str = "1.1.1.1") -> int:
+        headers = {"x-tenant": name, "x-forwarded-for": address}
+        return (await client.get("/v1/things/lamp", headers=headers)).status_code
+
+    assert [await status("hasty") for _ in range(30)] == [200, 200, *[429] * 28]
+    assert [await status("n" * number) for number in range(300, 320)] == [*[200] * 18, 429, 429]
+    assert [await status("ada", "2.2.2.2") for _ in range(3)] == [200, 200, 429]
+
+
+async def test_limits_of_what_is_not_there(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    """A misspelt method of a service that is served is named once; what may still come is not doubted."""
+    names = ("lab.Shop/Gett", "lab.Shop.Buy", "lab.Shop/*", "lab.Shop", "lab.Shop/Get", "other.Bank/Pey", "Watch")
+    await town.add("shop")
+    await town.gateway(rate_limits={name: {"rate": 100} for name in names})
+    await town.add("bank", OTHER, Shop(OTHER, "other.Bank"))
+    await logged(caplog, "other.Bank/Pey")
+    assert [record.getMessage() for record in caplog.records if "rate limit" in record.message] == [
+        "there is a rate limit for lab.Shop/Gett, which lab.Shop does not have. Did you mean Get?",
+        "there is a rate limit for lab.Shop.Buy, which is no service. Did you mean lab.Shop/Buy?",
+        "there is a rate limit for other.Bank/Pey, which other.Bank does not have. Did you mean Pay?",
+    ]
+
+
+async def test_a_limit_of_all_that_a_service_has(town: Town) -> None:
+    """It may be written as a rule of access is."""
+    await town.add("shop")
+    client = await town.client(await town.gateway(rate_limits={"lab.Shop/*": {"rate": 0.001}}))
+    assert [(await client.get(f"/v1/things/{name}")).status_code for name in "ab"] == [200, 429]

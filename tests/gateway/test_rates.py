@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from framework.errors import ConfigError
 from framework.http.rates import Buckets, Rate
-from framework.web import RateSettings
+from framework.web import RateSettings, WebSettings
 
 
 async def times(buckets: Buckets, rate: Rate, now: float, count: int, key: str = "a") -> list[float]:
@@ -40,15 +43,26 @@ async def test_keys_are_apart() -> None:
 
 
 async def test_memory_is_bounded() -> None:
-    """Full buckets are forgotten, which changes nothing; when none is full, the oldest."""
+    """The bucket is forgotten that was asked for longest ago, also by a call that was refused."""
     buckets, rate = Buckets(most=100), Rate(1.0, 1)
     for number in range(1000):
-        await buckets.take(f"caller {number}", rate, number / 50)
-    assert len(buckets) <= 100
-    assert await times(buckets, rate, 20.0, 1, "caller 999") == [0.98]
-    for number in range(200):
-        await buckets.take(f"other {number}", rate, 20.0)
+        await buckets.take(f"caller {number}", rate, 0.0)
+        assert await times(buckets, rate, 0.0, 1, "caller 0") == [1]
     assert len(buckets) == 100
+    assert repr(buckets) == "<Buckets of 100 keys>"
+    assert await times(buckets, rate, 0.0, 1, "caller 901") == [1]
+    assert await times(buckets, rate, 0.0, 1, "caller 900") == [0]
+
+
+async def test_many_keys_cost_no_more_each() -> None:
+    """A new key in a full house does not look through all that are there: a few cost less than it took to fill it."""
+    buckets, rate, took = Buckets(most=20_000), Rate(0.1, 20), []
+    for count in (20_000, 1000):
+        start = time.thread_time()
+        for number in range(count):
+            await buckets.take(f"{count} {number}", rate, 0.0)
+        took.append(time.thread_time() - start)
+    assert took[1] < took[0]
 
 
 def test_what_settings_mean() -> None:
@@ -57,3 +71,8 @@ def test_what_settings_mean() -> None:
     assert Rate.of(RateSettings(rate=50)) == Rate(50, 50)
     assert Rate.of(RateSettings(rate=0.1)) == Rate(0.1, 1)
     assert Rate.of(RateSettings(rate=5, burst=20)) == Rate(5, 20)
+    assert RateSettings.parse({"rate": 5}, "x", RateSettings(burst=20)) == RateSettings(rate=5, burst=20)
+    off = WebSettings.parse({"rate_limit": "off"}, "x", WebSettings(rate_limit=RateSettings(5, 20)))
+    assert Rate.of(off.rate_limit) is None
+    with pytest.raises(ConfigError, match="a rate limit has a burst of 5 and no rate"):
+        Rate.of(RateSettings(burst=5))

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import websockets
 
-from framework import Identity, Peer, Settings
+from framework import Identity, Peer, Settings, Unauthenticated
 from framework.access import AuthSettings, InternalSettings
-from framework.http.admission import Admission
+from framework.gateway import Gateway
+from framework.http.admission import Admission, Suspects
 from framework.http.asgi import IDENTITY, PEER
 from framework.http.openapi import document
 from framework.interceptors.identity import KEY
 from framework.parsing import Secret
 from framework.security import keys
+from framework.security.authentication import Credentials
 from framework.security.guard import guarded
 from framework.security.tokens import Tokens
 from framework.web import GatewaySettings
@@ -57,6 +59,8 @@ async def test_who_calls_is_told_signed(town: Town, tmp_path: Path, rules: Setti
         KEY: made_up,
         f"grpc-metadata-{KEY}": made_up,
         "x-api-key": "made up",
+        "grpc-metadata-authorization": "Bearer made up",
+        "Grpc-Metadata-X-Api-Key": "made up",
     }
     for request in (
         client.get("/v1/things/lamp", headers=headers),
@@ -187,6 +191,65 @@ async def test_rate_limits_go_by_who_it_is(town: Town, tmp_path: Path) -> None:
         return (await client.get("/v1/things/lamp", headers=headers)).status_code
 
     assert [await status(one) for one in ("ann", "ann", "bob", "bob")] == [200, 429, 200, 429]
+
+
+class Guessed:
+    """Knows one key, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def authenticate(self, credentials: Credentials) -> Identity | None:
+        key = credentials.get("x-key")
+        self.asked += bool(key)
+        if key not in ("", "right"):
+            raise Unauthenticated("no such key")
+        return Identity("ann", "own") if key else None
+
+
+async def test_guesses_are_counted(town: Town) -> None:
+    """Who guesses is stopped before the next guess is looked at, also when it is right; for others nothing changes."""
+    await town.add("shop")
+    own = Guessed()
+    running = await town.gateway(
+        gateway=Gateway(authenticators=[own]), rate_limit={"rate": 0.001, "burst": 3}, trusted=["127.0.0.1"]
+    )
+    client = await town.client(running)
+
+    async def status(key: str, address: str) -> int:
+        headers = {"x-key": key, "x-forwarded-for": address}
+        return (await client.get("/v1/things/lamp", headers=headers)).status_code
+
+    assert [await status(f"{n}", "1.1.1.1") for n in range(10)] == [*[401] * 3, *[429] * 7]
+    assert own.asked == 4  # the one that was too many was looked at
+    assert (await status("right", "1.1.1.1"), own.asked) == (429, 4)
+    assert await status("right", "2.2.2.2") == 200
+
+
+async def test_calls_that_are_denied_are_counted(town: Town, tmp_path: Path, rules: Settings) -> None:
+    """Who is known and may not call uses up its own limit, and nobody's of its address."""
+    await town.add("shop", settings=inside(tmp_path))
+    running = await town.gateway(settings=rules, rate_limit={"rate": 0.001, "burst": 2})
+    client = await town.client(running)
+
+    async def status(subject: str, role: str) -> int:
+        headers = {"authorization": f"Bearer {token(sub=subject, roles=[role])}"}
+        return (await client.get("/v1/things/lamp", headers=headers)).status_code
+
+    assert [await status("eve", "seller") for _ in range(3)] == [403, 403, 429]
+    assert [await status("ann", "buyer") for _ in range(3)] == [200, 200, 429]
+
+
+def test_suspects() -> None:
+    """They are ones until a moment, which only moves on, and are not more than so many."""
+    suspects = Suspects(most=2)
+    suspects.add("a", 10.0)
+    suspects.add("a", 5.0)
+    assert [suspects.knows("a", now) for now in (9.0, 10.0, 9.0)] == [True, False, False]
+    for address in ("a", "b", "a", "c"):
+        suspects.add(address, 20.0)
+    assert [suspects.knows(address, 0.0) for address in ("a", "b", "c")] == [True, False, True]
+    assert repr(suspects) == "<Suspects: 2>"
 
 
 async def test_a_service_that_does_not_believe_the_gateway(

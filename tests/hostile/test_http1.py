@@ -175,6 +175,11 @@ FORGED = {
     "metadata of gRPC": ("grpc-metadata-grpc-timeout", "1S"),
     "metadata of this framework": ("grpc-metadata-framework-origin", "server"),
     "an address as metadata": ("grpc-metadata-x-forwarded-for", "127.0.0.1"),
+    "an address of a proxy as metadata": ("grpc-metadata-x-real-ip", "6.6.6.6"),
+    "a chain of proxies as metadata": ("grpc-metadata-forwarded", "for=6.6.6.6"),
+    "an id as metadata": ("grpc-metadata-x-request-id", "made up"),
+    "a token as metadata": ("grpc-metadata-authorization", "Bearer made up"),
+    "a key as metadata": ("Grpc-Metadata-X-Api-Key", "made up"),
     "a line end in metadata": ("grpc-metadata-x-a", "a\tb"),
 }
 
@@ -185,8 +190,11 @@ async def test_forged_headers(hall: Attacked, name: str) -> None:
     header, value = FORGED[name]
     answer = await hall.http.get("/v1/things/a", headers={header: value})
     assert answer.status_code == 200
-    told = {key: str(found) for key, found in hall.servicer.metadata if key not in ("x-request-id", "user-agent")}
-    assert {"grpc-timeout", "framework-origin", "x-a"} & set(told) == set()
+    told = {key: str(found) for key, found in hall.servicer.metadata if key != "user-agent"}
+    forged = {"grpc-timeout", "framework-origin", "x-a", "x-real-ip", "forwarded", "authorization", "x-api-key"}
+    assert forged & set(told) == set()
+    assert [key for key, _ in hall.servicer.metadata].count("x-request-id") == 1
+    assert told.pop("x-request-id") == answer.headers["x-request-id"] != "made up"
     assert told["x-forwarded-for"] == "127.0.0.1"  # the one that is true
     assert len(answer.headers["x-request-id"]) <= 128
     assert answer.headers["x-request-id"] != value or "%" in value

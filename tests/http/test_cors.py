@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from framework.errors import ConfigError
+from framework.http.front import Front
 from framework.http.settings import HttpSettings
-from framework.web import CorsSettings
+from framework.web import CorsSettings, WebSettings
 from tests.http.driver import ask, open_socket
 from tests.http.library import Library, application
 
@@ -80,6 +83,47 @@ async def test_websockets(library: Library, origins: tuple[str, ...], origin: st
     conversation = open_socket(application(library, cors=CorsSettings(origins=origins)), "/v1/shelves/1:watch", headers)
     await conversation.done()
     assert (conversation.sent[0]["type"] == "websocket.accept") is opens
+
+
+BOOK = '{"title": "x"}'
+UNASKED = {
+    "no type": ("POST /v1/shelves/1/books", BOOK, ""),
+    "no body": ("POST /v1/shelves/1/books", "", ""),
+    "parameters without a type": ("POST /v1/shelves/1/books", BOOK, "; charset=utf-8"),
+    "text that is JSON": ("POST /v1/shelves/1/books", BOOK, "Text/Plain; charset=utf-8; application/json"),
+    "a form": ("POST /v1/shelves/1/books", "title=x", "application/x-www-form-urlencoded"),
+    "no body to be": ("DELETE /v1/shelves/1/books/x", "", ""),
+    "bytes": ("PUT /v1/files/x", "x", "text/plain"),
+    "a stream": ("POST /v1/lines", '{"text": "x"}', ""),
+    "a method's own path": ("POST /lab.v1.Library/CreateBook", BOOK, ""),
+    "another content type there": ("POST /lab.v1.Library/CreateBook", BOOK, "text/plain"),
+}
+
+
+@pytest.mark.parametrize("name", UNASKED)
+@pytest.mark.parametrize("fronted", [True, False])
+async def test_what_browsers_send_without_asking(library: Library, name: str, fronted: bool) -> None:
+    """A page that may not call is refused what its browser sends anywhere, before anything is called."""
+    request, body, content_type = UNASKED[name]
+    cors = CorsSettings(origins=(SHOP,))
+    app: Any = Front(application(library), WebSettings(cors=cors)) if fronted else application(library, cors=cors)
+    headers = {"host": "books.example", "content_type": content_type}
+    for origin in ("https://evil.example", "null"):
+        refused = await ask(app, request, body, origin=origin, **headers)
+        assert (refused.status, refused.json["code"], library.seen) == (403, 7, [])
+    for own in ({"origin": SHOP}, {"origin": "https://books.example"}, {}):
+        assert (await ask(app, request, body, **headers, **own)).status != 403
+    behind = {"host": "10.0.0.1", "content_type": content_type, "origin": "https://books.example"}
+    assert (await ask(app, request, body, **behind)).status == 403
+    assert (await ask(app, request, body, **behind, sec_fetch_site="same-origin")).status != 403
+    assert (await ask(app, request, body, **behind, sec_fetch_site="same-site")).status == 403
+
+
+@pytest.mark.parametrize("request_", ["GET /v1/books/x", "HEAD /v1/books/x"])
+async def test_pages_may_look(library: Library, request_: str) -> None:
+    """Reading does nothing, and browsers show the answer to nobody who may not see it."""
+    app = application(library, cors=CorsSettings(origins=(SHOP,)))
+    assert (await ask(app, request_, origin="https://evil.example", host="books.example")).status == 200
 
 
 @pytest.mark.parametrize(

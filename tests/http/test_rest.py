@@ -14,7 +14,7 @@ from framework.errors import Code, ResourceExhausted
 from framework.http import compression
 from framework.http.app import HttpApp
 from tests.http import lab
-from tests.http.driver import ask, open_request
+from tests.http.driver import ask, open_request, open_socket
 from tests.http.library import SERVICE, Library, application
 
 
@@ -260,6 +260,46 @@ async def test_metadata(library: Library, app: HttpApp) -> None:
         ("x-raw-bin", b"\xff\x00"),
         ("x-tenant", "a"),
     ]
+
+
+NEVER = (
+    *(
+        "connection",
+        "transfer-encoding",
+        "upgrade",
+        "keep-alive",
+        "proxy-connection",
+        "host",
+        "te",
+        "trailer",
+        "expect",
+    ),
+    *("content-length", "content-type", "content-encoding", ":path", "grpc-timeout", "framework-identity"),
+    *("x-forwarded-for", "x-forwarded-port", "forwarded", "x-real-ip", "x-request-id", "authorization", "x-api-key"),
+)
+
+
+@pytest.mark.parametrize("name", NEVER)
+async def test_metadata_that_is_none(app: HttpApp, library: Library, name: str) -> None:
+    """What HTTP/2 would take for its own, or was looked at under its own name, cannot be had under another name."""
+    sent = [("host", "books.example"), (f"grpc-metadata-{name}", "5"), (f"grpc-metadata-grpc-metadata-{name}", "5")]
+    request = open_request(app, "GET /v1/books/x", sent)
+    request.body()
+    assert ((await request.done()).status, "5" in dict(library.metadata).values()) == (200, False)
+    conversation = open_socket(app, "/v1/shelves/1:watch", sent)
+    await conversation.done()
+    assert library.seen == [1, 2, 3]
+    assert "5" not in dict(library.metadata).values()
+
+
+@pytest.mark.parametrize("name", ["transfer-encoding", "te", "expect", "http2-settings", "content-language"])
+async def test_metadata_that_is_none_in_connect(app: HttpApp, library: Library, name: str) -> None:
+    """The same for the protocols in which all other headers are metadata."""
+    sent = [("connect-protocol-version", "1"), ("content-type", "application/json"), (name, "5"), ("x-mine", "6")]
+    conversation = open_request(app, "POST /lab.v1.Library/GetBook", sent)
+    conversation.body(b"{}")
+    assert (await conversation.done()).status == 200
+    assert [value for value in dict(library.metadata).values() if value in ("5", "6")] == ["6"]
 
 
 async def test_metadata_of_replies(app: HttpApp) -> None:
