@@ -16,7 +16,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -100,14 +100,19 @@ class LeaseFile:
         """Delete a row, unless its id is somebody else's by now."""
         self._db.execute("DELETE FROM instance WHERE id = ? AND owner = ?", (row.instance.id, row.owner))
 
-    def beat(self, rows: Iterable[Row]) -> list[Row]:
-        """Prolong leases, write again what is lost, delete what ended; says which rows are somebody else's by now."""
-        taken = []
+    def beat(self, rows: Collection[Row]) -> list[Row]:
+        """Prolong leases, write again what is lost, delete what ended; says which rows are somebody else's by now.
+
+        Without rows something is written all the same, so that this fails when nothing can be.
+        """
+        taken, lost = [], []
         self._db.execute("BEGIN IMMEDIATE")
         try:
             now = self.now()
             gone = f"DELETE FROM instance WHERE NOT ({self.LIVING})"  # noqa: S608  # a constant
             self._db.execute(gone, {"boot": self._boot, "now": now})
+            if not rows:
+                self._db.execute(f"PRAGMA user_version = {self.FORMAT}")
             for row in rows:
                 id = row.instance.id
                 prolong = "UPDATE instance SET ends = ? WHERE id = ? AND owner = ?"
@@ -116,12 +121,14 @@ class LeaseFile:
                 if self._db.execute("SELECT 1 FROM instance WHERE id = ?", (id,)).fetchone():
                     taken.append(row)
                 else:
-                    log.warning("%s had vanished from %s; registering it again", id, self)
+                    lost.append(id)
                     self.put(row)
             self._db.execute("COMMIT")
         except BaseException:
             self._db.rollback()
             raise
+        for id in lost:
+            log.warning("%s had vanished from %s and is registered again", id, self)
         return taken
 
     def changed(self) -> bool:

@@ -72,6 +72,12 @@ async def ids(registry: LocalRegistry) -> set[str]:
     return set((await registry.services()).get("catalog", {}))
 
 
+async def turn(registry: LocalRegistry) -> None:
+    """Let its thread look once at what is due by now; it does after each job."""
+    for _ in range(2):
+        await asyncio.wrap_future(registry._worker.submit(int))
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     for _ in range(500):
         if condition():
@@ -327,6 +333,78 @@ async def test_writer_waits_for_another(open_file: Open, path: Path) -> None:
         await registry.register(TWO)
     held.execute("ROLLBACK")
     held.close()
+
+
+@pytest.mark.parametrize("also_writes", [False, True])
+async def test_nobody_leaves_while_nobody_can_write(
+    open_file: Open, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, also_writes: bool
+) -> None:
+    """Leases that end while no sign of life can be written take nobody away, until one could be again for a lease."""
+    monkeypatch.setattr(lease_file, "BUSY", 0.02)
+    caplog.set_level(logging.WARNING)
+    clock = Clock()
+    writer, reader = (open_file(heartbeat=1, ttl=3, now=clock) for _ in range(2))
+    lease = await writer.register(ONE)
+    if also_writes:
+        await reader.register(Instance("other-1", "other", "127.0.0.1:7003"))
+    watch = reader.watch("catalog")
+    assert set(await anext(watch)) == {ONE.id}
+    next_one = asyncio.create_task(anext(watch))
+    held = sqlite3.connect(path, isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    for _ in range(8):
+        clock.now += 1
+        await turn(writer)
+        await turn(reader)
+    assert watch.problem == f"{reader}: nobody can write: database is locked"
+    assert await ids(reader) == set()
+    held.execute("ROLLBACK")
+    held.close()
+    clock.now += 1
+    await turn(reader)  # the file can be written, and its instance had no time yet to do so
+    assert watch.problem == ""
+    await turn(writer)
+    await turn(reader)
+    assert await ids(reader) == {ONE.id}
+    assert not next_one.done()
+    assert len([one for one in caplog.messages if "keeping the last 1 instance(s)" in one]) == 1
+    assert len([one for one in caplog.messages if "no sign of life can be written" in one]) == 1 + also_writes
+    await lease.close()
+    await turn(reader)
+    clock.now += 2
+    await turn(reader)
+    assert not next_one.done()
+    clock.now += 1
+    await turn(reader)
+    assert await asyncio.wait_for(next_one, 5) == {}
+
+
+def test_sign_of_life_without_rows_is_a_write(path: Path) -> None:
+    """Who only watches finds out whether the file can be written, and others see that it can."""
+    one, other = lease_file.LeaseFile(path, ttl=3), lease_file.LeaseFile(path, ttl=3)
+    one.open()
+    other.open()
+    assert (other.changed(), other.changed()) == (True, False)
+    assert one.beat([]) == []
+    assert other.changed()
+    one.close()
+    other.close()
+
+
+async def test_quiet_watch_writes_nothing(open_file: Open) -> None:
+    """While somebody else gives signs of life, one who only watches does not write."""
+    clock = Clock()
+    writer, reader = (open_file(heartbeat=1, ttl=3, now=clock) for _ in range(2))
+    await writer.register(ONE)
+    assert set(await anext(reader.watch("catalog"))) == {ONE.id}
+    await turn(reader)
+    beat_at = []
+    for _ in range(5):
+        clock.now += 1
+        await turn(writer)
+        await turn(reader)
+        beat_at.append(reader._worker._beat_at - clock.now)
+    assert beat_at == [1.5] * 5
 
 
 async def test_cancelled_registration_leaves_no_instance(open_file: Open) -> None:
