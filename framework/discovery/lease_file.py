@@ -10,6 +10,8 @@ the boot they belong to, and a lease that ends later than a new one could is not
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
@@ -61,22 +63,35 @@ class LeaseFile:
         self.opened = 0  # how many times: what was written before may be lost when it grows
         self._boot = _boot_id()
         self._open: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self._files = (str(path), f"{path}-wal", f"{path}-shm")
+        self._identities: tuple[tuple[int, int] | None, ...] = ()
+        self._closed_until = -math.inf
         self._version = -1
         self._decoded: dict[str, Instance] = {}
 
     def open(self) -> None:
-        """Open the file, unless it is open and still the one in its directory; make it when it is missing."""
+        """Open the file, unless it is open and still the one in its directory; make it when it is missing.
+
+        The same holds for the two files that SQLite keeps beside it: who has one that is not in the directory any more
+        does not see what others write. SQLite shares them among the connections of a process, so it stays closed until
+        each has noticed, and is closed too.
+        """
         if self._open is not None:
-            if self._identity == _identity(self.path):
+            identities = tuple(map(_identity, self._files))
+            if self._identities == identities:
                 return
-            log.warning("%s was deleted or replaced; opening it again", self)
+            log.warning("%s, or what SQLite keeps beside it, was deleted or replaced; opening it again", self)
             self.close()
+            if self._identities[0] == identities[0]:
+                self._closed_until = self.now() + self.ttl / 2
+        if self.now() < self._closed_until:
+            raise OSError("files of SQLite beside it were deleted; it is opened again in a moment")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644))
-        self._identity = _identity(self.path)
+        self._make()
+        before = _identity(self.path)
         self._open = self._connect()
-        if self._identity is None or self._identity != _identity(self.path):
+        self._identities = tuple(map(_identity, self._files))
+        if before is None or before != self._identities[0]:
             self.close()
             raise OSError("it was replaced while it was being opened")
         self._version = -1
@@ -173,6 +188,17 @@ class LeaseFile:
             instance = self._decoded[data] = Instance(**values)
         return instance
 
+    def _make(self) -> None:
+        """Make the file if it is missing.
+
+        One that exists is not opened here: to close it again would end the locks that this process holds on it through
+        another connection, and then the next process that leaves deletes what SQLite keeps beside the file.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
+
     def _connect(self) -> sqlite3.Connection:
         give_up_at = time.monotonic() + BUSY
         while True:
@@ -204,6 +230,7 @@ class LeaseFile:
         db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA data_version").fetchone()  # from the first look on, the files beside it are there
 
 
 def reason(error: Exception) -> str:
@@ -213,9 +240,9 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str | Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

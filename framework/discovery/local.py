@@ -314,7 +314,10 @@ class _Worker:
         self._stale = True
         try:
             taken = self._file.beat(self._rows.values())
-        except sqlite3.OperationalError as error:  # somebody stopped while writing, or no space: one can still read
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
+                raise
+            # Somebody stopped while writing, or there is no space: one can still read.
             if self._rows and not self._unwritten:
                 log.warning("%s: no sign of life can be written: %s", self._file, error)
             self._unwritten = f"nobody can write: {error}"
@@ -330,7 +333,7 @@ class _Worker:
         now = self._file.now()
         due = now >= self._ends_at or any(good.due(now) for good in self._watches.values())
         changed = self._file.changed()
-        if changed and not self._rows:
+        if changed and not self._rows and not self._unwritten:
             self._beat_at = now + self._silence
         if not (changed or self._stale or self._failing or doubtful or due):
             return

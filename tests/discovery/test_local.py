@@ -86,10 +86,11 @@ async def eventually(condition: Callable[[], object]) -> None:
     pytest.fail("it never happened")
 
 
-def remove(path: Path) -> None:
-    """The file, and what SQLite keeps beside it."""
+def remove(path: Path, *ends: str) -> None:
+    """The file, and what SQLite keeps beside it; or only what has one of these ends."""
     for file in path.parent.glob(f"{path.name}*"):
-        file.unlink()
+        if not ends or file.name.endswith(ends):
+            file.unlink()
 
 
 class Clock:
@@ -221,6 +222,40 @@ async def test_deleted_file_heals(open_file: Open, path: Path, caplog: pytest.Lo
     assert "was deleted or replaced" in caplog.text
 
 
+@pytest.mark.parametrize("gone", [["-shm"], ["-wal"], ["-shm", "-wal"]], ids="".join)
+async def test_lost_files_of_sqlite_split_nobody(
+    open_file: Open, path: Path, caplog: pytest.LogCaptureFixture, gone: list[str]
+) -> None:
+    """When what SQLite keeps beside the file is deleted, old processes and new ones find each other again."""
+    reader = open_file()
+    await open_file().register(ONE)
+    watch = reader.watch("catalog")
+    assert set(await anext(watch)) == {ONE.id}
+    processes = [process(path, "catalog-2")]
+    try:
+        assert set(await asyncio.wait_for(anext(watch), 20)) == {ONE.id, "catalog-2"}
+        remove(path, *gone)
+        await eventually(lambda: "was deleted or replaced" in caplog.text)
+        await eventually(lambda: not watch.problem)
+        processes.append(process(path, "catalog-3"))
+        assert set(await asyncio.wait_for(anext(watch), 20)) == {ONE.id, "catalog-2", "catalog-3"}
+    finally:
+        for one in processes:
+            one.kill()
+            one.communicate()
+
+
+async def test_leaving_process_takes_nothing_from_others(open_file: Open, path: Path) -> None:
+    """A process that has the file open twice keeps its locks, so one that leaves does not delete what SQLite keeps."""
+    for _ in range(2):
+        await open_file().services()
+    before = [file.name for file in sorted(path.parent.iterdir())]
+    code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM instance'); db.close()"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code, str(path)], check=True)
+    assert [path.name, f"{path.name}-shm", f"{path.name}-wal"] == before
+    assert before == [file.name for file in sorted(path.parent.iterdir())]
+
+
 async def test_missing_directory_is_made_for_this_user(open_file: Open, tmp_path: Path) -> None:
     """The directory of the file is made, and closed to others."""
     await open_file(tmp_path / "a" / "b" / "registry.db").register(ONE)
@@ -335,9 +370,15 @@ async def test_writer_waits_for_another(open_file: Open, path: Path) -> None:
     held.close()
 
 
+@pytest.mark.parametrize("reader_first", [False, True])
 @pytest.mark.parametrize("also_writes", [False, True])
 async def test_nobody_leaves_while_nobody_can_write(
-    open_file: Open, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, also_writes: bool
+    open_file: Open,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    also_writes: bool,
+    reader_first: bool,
 ) -> None:
     """Leases that end while no sign of life can be written take nobody away, until one could be again for a lease."""
     monkeypatch.setattr(lease_file, "BUSY", 0.02)
@@ -361,10 +402,9 @@ async def test_nobody_leaves_while_nobody_can_write(
     held.execute("ROLLBACK")
     held.close()
     clock.now += 1
-    await turn(reader)  # the file can be written, and its instance had no time yet to do so
+    for one in (reader, writer) if reader_first else (writer, reader):
+        await turn(one)
     assert watch.problem == ""
-    await turn(writer)
-    await turn(reader)
     assert await ids(reader) == {ONE.id}
     assert not next_one.done()
     assert len([one for one in caplog.messages if "keeping the last 1 instance(s)" in one]) == 1
