@@ -76,8 +76,8 @@ def optional(parse: Parse) -> Parse:
 
 
 def duration_or_ever(value: Any, where: str) -> float:
-    """Seconds; `"none"` is for ever."""
-    return math.inf if value in (math.inf, NONE) else duration(value, where)
+    """Seconds, more than 0; `"none"` is for ever."""
+    return math.inf if value in (math.inf, NONE) else period(value, where)
 
 
 def integer(low: int, high: int) -> Callable[[Any, str], int]:
