@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import math
-import sys
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches

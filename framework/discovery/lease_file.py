@@ -16,12 +16,14 @@ import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 from framework.discovery import Instance, Snapshot
 
@@ -164,7 +166,7 @@ class LeaseFile:
         return {service: MappingProxyType(instances) for service, instances in found.items()}
 
     def __str__(self) -> str:
-        return f"sqlite:///{self.path.as_posix()}"
+        return url(self.path)
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -231,6 +233,11 @@ class LeaseFile:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA data_version").fetchone()  # from the first look on, the files beside it are there
+
+
+def url(path: Path) -> str:
+    """What names the file as a registry; what has a meaning in a URL is escaped, so that it means this file."""
+    return "sqlite:///" + re.sub(r"[%?#\0-\x1f]| +$", lambda match: quote(match[0]), path.as_posix())
 
 
 def reason(error: Exception) -> str:

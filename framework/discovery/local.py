@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from framework.discovery import Instance, Snapshot, validate
-from framework.discovery.lease_file import LeaseFile, Row, reason
+from framework.discovery.lease_file import LeaseFile, Row, reason, url
 from framework.discovery.watching import LastGood, PushedWatch
 from framework.errors import ConfigError
 
@@ -116,7 +116,7 @@ class LocalRegistry:
         await self._worker.stop()
 
     def __str__(self) -> str:
-        return f"sqlite:///{self.path.as_posix()}"
+        return url(self.path)
 
     def __repr__(self) -> str:
         return f"<LocalRegistry {self}>"
