@@ -264,12 +264,12 @@ class Settings:
         except FileNotFoundError:
             if named:
                 raise ConfigError(f"there is no settings file {file}") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: no text, no TOML, or a number too long
             raise ConfigError(f"{file}: {error}") from None
         variables = list(_variables_in(environ))
         try:
             settings = cls._from_tables(tables, variables)
-        except ConfigError as error:
+        except (ConfigError, ValueError) as error:  # ValueError: a number too long to be told of
             raise ConfigError(f"{file}: {error}") from None
         if environ.get("FRAMEWORK_REGISTRY"):
             settings = dataclasses.replace(settings, registry=environ["FRAMEWORK_REGISTRY"])

@@ -18,6 +18,7 @@ import dataclasses
 import hmac
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -45,7 +46,7 @@ def duration(value: Any, where: str = "duration") -> float:
     """
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", value)):
         return float(match[1]) * _UNITS[match[2] or "s"]
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max:
         return float(value)
     raise ConfigError(f'{where} is {value!r}, which is no duration; write for example "500ms", "30s" or "5m"')
 
@@ -76,8 +77,8 @@ def optional(parse: Parse) -> Parse:
 
 
 def duration_or_ever(value: Any, where: str) -> float:
-    """Seconds; `"none"` is for ever."""
-    return math.inf if value in (math.inf, NONE) else duration(value, where)
+    """Seconds, more than 0; `"none"` is for ever."""
+    return math.inf if value in (math.inf, NONE) else period(value, where)
 
 
 def integer(low: int, high: int) -> Callable[[Any, str], int]:
@@ -111,7 +112,7 @@ def number(low: float, high: float) -> Callable[[Any, str], float]:
     def parse(value: Any, where: str) -> float:
         try:
             parsed = None if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             parsed = None
         if parsed is None or not low <= parsed <= high:
             raise ConfigError(f"{where} is {value!r}; it must be a number from {low:g} to {high:g}")

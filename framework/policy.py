@@ -326,7 +326,7 @@ class ClientSettings(Table):
     """
 
     timeout: float = setting(10.0, duration)
-    idle: float | None = setting(30.0, optional(duration))
+    idle: float | None = setting(30.0, optional(period))
     attempt_timeout: float | None = setting(None, optional(period))
     retry: RetrySettings = table(RetrySettings(), RetrySettings, off=NO_RETRY)
     hedge: HedgeSettings = table(HedgeSettings(), HedgeSettings, off=NO_HEDGE)
@@ -336,7 +336,7 @@ class ClientSettings(Table):
     outlier: OutlierSettings = table(OutlierSettings(), OutlierSettings, off=NO_OUTLIER)
     balancer: BalancerName = setting("peak_ewma", choice(*get_args(BalancerName)))
     subset: int = setting(1000, integer(1, 1_000_000))
-    connect_timeout: float = setting(2.0, duration)
+    connect_timeout: float = setting(2.0, span(0.01, 3600))
     keepalive: KeepaliveSettings = table(KeepaliveSettings(), KeepaliveSettings)
     max_message: int = setting(4 << 20, integer(1024, 2**31 - 1))
     tls: ClientTls = table(ClientTls(), ClientTls, off=NO_CLIENT_TLS)

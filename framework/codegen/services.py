@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     )
 
 WIDTH = 120
-SERVICE, METHOD, OPTIONS, SERVICE_OPTIONS = 6, 2, 4, 3  # field numbers: a service of a file, a method of that, options
+# Field numbers: the name of anything, a service of a file, a method of that, and the options of both.
+NAME, SERVICE, METHOD, OPTIONS, SERVICE_OPTIONS = 1, 6, 2, 4, 3
 
 Types = Mapping[str, tuple[str, str]]
 """By full name with a leading dot: the proto file that defines a message, and its name there, `Outer.Inner`."""
@@ -45,7 +46,7 @@ def service_module(file: FileDescriptorProto, types: Types, layout: Layout, prot
     """The whole `_rpc.py` of a proto file.
 
     Raises:
-        ProtoError: an option of a method has a value that makes no sense.
+        ProtoError: an option of a method has a value that makes no sense, or Python cannot have a name.
     """
     return _Writer(file, types, layout, proto_dir).module()
 
@@ -115,6 +116,18 @@ def _literal(value: Any, indent: int, beside: int = 0) -> str:
     return "\n".join(["{", *items, " " * indent + "}"])
 
 
+def _refused(name: str, others: Collection[str]) -> str:
+    """Why a method cannot have this name beside these others; empty when it can."""
+    if name.startswith("__") or (name.startswith("_") and name.endswith("__")):
+        return f"method {name}: Python has its own use for names with two underscores. Rename it."
+    for other in others:
+        if other != name and identifier(other) == identifier(name):
+            return f"methods {name} and {other} would both be {identifier(name)} in Python. Rename one of them."
+        if f"_{identifier(other)}" == identifier(name):
+            return f"method {name}: that is where a client keeps what calls {other}. Rename one of them."
+    return ""
+
+
 class _Writer:
     def __init__(self, file: FileDescriptorProto, types: Types, layout: Layout, proto_dir: Path) -> None:
         self.file = file
@@ -134,6 +147,7 @@ class _Writer:
         self.ambiguous = {name for name in names if names.count(name) > 1}
 
     def module(self) -> str:
+        self.refuse()
         for index, service in enumerate(self.file.service):
             self.methods(service, index)
             self.servicer(service, index)
@@ -146,6 +160,21 @@ class _Writer:
             "from __future__ import annotations",
         ]
         return "\n".join([*start, *self.names.lines(), *self.lines, ""])
+
+    def refuse(self) -> None:
+        """Raise ProtoError for names that the classes of a service cannot have."""
+        found: dict[tuple[int, ...], str] = {}
+        for index, service in enumerate(self.file.service):
+            if service.name.startswith("__"):
+                found[SERVICE, index, NAME] = (
+                    f"service {service.name}: Python rewrites names that start with two underscores. Rename it."
+                )
+            names = [method.name for method in service.method]
+            for number, name in enumerate(names):
+                if said := _refused(name, names):
+                    found[SERVICE, index, METHOD, number, NAME] = said
+        if found:
+            raise ProtoError("\n".join(mistake(self.proto_dir, self.file, said, path) for path, said in found.items()))
 
     def methods(self, service: ServiceDescriptorProto, index: int) -> None:
         """`CatalogMethods`: one `Method` each."""
@@ -249,8 +278,9 @@ class _Writer:
         preferred = self.layout.module(proto).replace(".", "_") if module in self.ambiguous and not own else module
         expression = self.names.use(package, module, preferred)
         for part in name.split("."):
-            # A message may be called `None`: Python has the attribute but no way to write it.
-            expression = f"{expression}.{part}" if identifier(part) == part else f'getattr({expression}, "{part}")'
+            # A message may be called `None`: Python has the attribute but no way to write it. `__M` it would rewrite.
+            plain = identifier(part) == part and not part.startswith("__")
+            expression = f"{expression}.{part}" if plain else f'getattr({expression}, "{part}")'
         return expression
 
     def annotation(self, full_name: str) -> str:

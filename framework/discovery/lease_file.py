@@ -10,16 +10,20 @@ the boot they belong to, and a lease that ends later than a new one could is not
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 from framework.discovery import Instance, Snapshot
 
@@ -61,22 +65,35 @@ class LeaseFile:
         self.opened = 0  # how many times: what was written before may be lost when it grows
         self._boot = _boot_id()
         self._open: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self._files = (str(path), f"{path}-wal", f"{path}-shm")
+        self._identities: tuple[tuple[int, int] | None, ...] = ()
+        self._closed_until = -math.inf
         self._version = -1
         self._decoded: dict[str, Instance] = {}
 
     def open(self) -> None:
-        """Open the file, unless it is open and still the one in its directory; make it when it is missing."""
+        """Open the file, unless it is open and still the one in its directory; make it when it is missing.
+
+        The same holds for the two files that SQLite keeps beside it: who has one that is not in the directory any more
+        does not see what others write. SQLite shares them among the connections of a process, so it stays closed until
+        each has noticed, and is closed too.
+        """
         if self._open is not None:
-            if self._identity == _identity(self.path):
+            identities = tuple(map(_identity, self._files))
+            if self._identities == identities:
                 return
-            log.warning("%s was deleted or replaced; opening it again", self)
+            log.warning("%s, or what SQLite keeps beside it, was deleted or replaced; opening it again", self)
             self.close()
+            if self._identities[0] == identities[0]:
+                self._closed_until = self.now() + self.ttl / 2
+        if self.now() < self._closed_until:
+            raise OSError("files of SQLite beside it were deleted; it is opened again in a moment")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644))
-        self._identity = _identity(self.path)
+        self._make()
+        before = _identity(self.path)
         self._open = self._connect()
-        if self._identity is None or self._identity != _identity(self.path):
+        self._identities = tuple(map(_identity, self._files))
+        if before is None or before != self._identities[0]:
             self.close()
             raise OSError("it was replaced while it was being opened")
         self._version = -1
@@ -100,14 +117,19 @@ class LeaseFile:
         """Delete a row, unless its id is somebody else's by now."""
         self._db.execute("DELETE FROM instance WHERE id = ? AND owner = ?", (row.instance.id, row.owner))
 
-    def beat(self, rows: Iterable[Row]) -> list[Row]:
-        """Prolong leases, write again what is lost, delete what ended; says which rows are somebody else's by now."""
-        taken = []
+    def beat(self, rows: Collection[Row]) -> list[Row]:
+        """Prolong leases, write again what is lost, delete what ended; says which rows are somebody else's by now.
+
+        Without rows something is written all the same, so that this fails when nothing can be.
+        """
+        taken, lost = [], []
         self._db.execute("BEGIN IMMEDIATE")
         try:
             now = self.now()
             gone = f"DELETE FROM instance WHERE NOT ({self.LIVING})"  # noqa: S608  # a constant
             self._db.execute(gone, {"boot": self._boot, "now": now})
+            if not rows:
+                self._db.execute(f"PRAGMA user_version = {self.FORMAT}")
             for row in rows:
                 id = row.instance.id
                 prolong = "UPDATE instance SET ends = ? WHERE id = ? AND owner = ?"
@@ -116,12 +138,14 @@ class LeaseFile:
                 if self._db.execute("SELECT 1 FROM instance WHERE id = ?", (id,)).fetchone():
                     taken.append(row)
                 else:
-                    log.warning("%s had vanished from %s; registering it again", id, self)
+                    lost.append(id)
                     self.put(row)
             self._db.execute("COMMIT")
         except BaseException:
             self._db.rollback()
             raise
+        for id in lost:
+            log.warning("%s had vanished from %s and is registered again", id, self)
         return taken
 
     def changed(self) -> bool:
@@ -142,7 +166,7 @@ class LeaseFile:
         return {service: MappingProxyType(instances) for service, instances in found.items()}
 
     def __str__(self) -> str:
-        return f"sqlite:///{self.path.as_posix()}"
+        return url(self.path)
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -165,6 +189,17 @@ class LeaseFile:
                 self._decoded.clear()
             instance = self._decoded[data] = Instance(**values)
         return instance
+
+    def _make(self) -> None:
+        """Make the file if it is missing.
+
+        One that exists is not opened here: to close it again would end the locks that this process holds on it through
+        another connection, and then the next process that leaves deletes what SQLite keeps beside the file.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
 
     def _connect(self) -> sqlite3.Connection:
         give_up_at = time.monotonic() + BUSY
@@ -197,6 +232,12 @@ class LeaseFile:
         db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA data_version").fetchone()  # from the first look on, the files beside it are there
+
+
+def url(path: Path) -> str:
+    """What names the file as a registry; what has a meaning in a URL is escaped, so that it means this file."""
+    return "sqlite:///" + re.sub(r"[%?#\0-\x1f]| +$", lambda match: quote(match[0]), path.as_posix())
 
 
 def reason(error: Exception) -> str:
@@ -206,9 +247,9 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str | Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

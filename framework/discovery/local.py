@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from framework.discovery import Instance, Snapshot, validate
-from framework.discovery.lease_file import LeaseFile, Row, reason
+from framework.discovery.lease_file import LeaseFile, Row, reason, url
 from framework.discovery.watching import LastGood, PushedWatch
 from framework.errors import ConfigError
 
@@ -116,7 +116,7 @@ class LocalRegistry:
         await self._worker.stop()
 
     def __str__(self) -> str:
-        return f"sqlite:///{self.path.as_posix()}"
+        return url(self.path)
 
     def __repr__(self) -> str:
         return f"<LocalRegistry {self}>"
@@ -194,6 +194,10 @@ class _Worker:
         self._known = 0  # which opening of the file rows and watches know of
         self._stale = False  # what we write ourselves does not count as a change
         self._failing = False
+        self._unwritten = ""  # why no sign of life could be written the last time
+        # Seconds without a write of anybody after which one who only watches tries to write. It learns of a file that
+        # nobody can write before the first lease ends for it, and where somebody lives it mostly writes nothing.
+        self._silence = (file.ttl - heartbeat) * 0.75
         self._beat_at = 0.0  # on the clock of leases, as is the next
         self._ends_at = math.inf
         self._turned_at = time.monotonic()
@@ -229,6 +233,7 @@ class _Worker:
         self._file.open()
         self._file.put(row)
         self._rows[row.instance.id] = row
+        self._beat_at = min(self._beat_at, self._file.now() + self._heartbeat)
         self._stale = True
 
     def remove(self, row: Row) -> None:
@@ -270,16 +275,21 @@ class _Worker:
 
     def _turn(self) -> None:
         """See whether rows and watches need anything; mostly they do not."""
-        before, self._turned_at = self._turned_at, time.monotonic()
+        turned_at, self._turned_at = self._turned_at, time.monotonic()
         # A reader that was itself stopped (overload, a debugger) gives the others time to show that they live.
-        stopped = self._turned_at - before > self._file.ttl / 2
+        stopped = self._turned_at - turned_at > self._file.ttl / 2
         try:
             self._file.open()
             lost, self._known = self._file.opened > self._known > 0, self._file.opened
-            if self._rows and (lost or self._file.now() >= self._beat_at):
+            before, beaten = self._unwritten, self._must_beat(lost)
+            if beaten:
                 self._beat()
             if self._watches:
-                self._look(doubtful=lost or stopped)
+                # When nobody could write, leases end that should not. The first write is one too early to believe them.
+                unwritten = beaten and (before or self._unwritten)
+                self._look(doubtful=bool(lost or stopped or unwritten), again=bool(before) and not self._unwritten)
+                if beaten and self._unwritten:
+                    self._tell(self._unwritten)
             self._failing = False
         except Exception as error:  # whatever it is, the thread goes on
             if not self._failing:
@@ -287,25 +297,45 @@ class _Worker:
                 log.warning("%s: %s", self._file, reason(error), exc_info=None if known else error)
             self._failing = True
             self._file.close()
-            for watch in tuple(self._watches):
-                watch.post(watch.trouble, reason(error))
+            self._tell(reason(error))
+
+    def _tell(self, trouble: str) -> None:
+        for watch in tuple(self._watches):
+            watch.post(watch.trouble, trouble)
+
+    def _must_beat(self, lost: bool) -> bool:
+        if self._file.now() >= self._beat_at:
+            return bool(self._rows or self._unwritten) or any(good.shown for good in self._watches.values())
+        return lost and bool(self._rows)
 
     def _beat(self) -> None:
+        """Write signs of life; without a row of ours, find out whether others can write theirs."""
         self._beat_at = self._file.now() + self._heartbeat
         self._stale = True
         try:
             taken = self._file.beat(self._rows.values())
-        except sqlite3.OperationalError as error:  # somebody stopped in the middle of writing: one can still read
-            log.warning("%s: no sign of life could be written: %s", self._file, error)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
+                raise
+            # Somebody stopped while writing, or there is no space: one can still read.
+            if self._rows and not self._unwritten:
+                log.warning("%s: no sign of life can be written: %s", self._file, error)
+            self._unwritten = f"nobody can write: {error}"
             return
+        if self._rows and self._unwritten:
+            log.info("%s: signs of life are written again", self._file)
+        self._unwritten = ""
         for row in taken:
             log.warning("%s was registered again by somebody else, who has it now", row.instance.id)
             del self._rows[row.instance.id]
 
-    def _look(self, *, doubtful: bool) -> None:
+    def _look(self, *, doubtful: bool, again: bool) -> None:
         now = self._file.now()
         due = now >= self._ends_at or any(good.due(now) for good in self._watches.values())
-        if not (self._file.changed() or self._stale or self._failing or doubtful or due):
+        changed = self._file.changed()
+        if changed and not self._rows and not self._unwritten:
+            self._beat_at = now + self._silence
+        if not (changed or self._stale or self._failing or doubtful or due):
             return
         services = {watch.service for watch in self._watches}
         answers = {service: self._file.living(service) for service in services}
@@ -314,7 +344,7 @@ class _Worker:
         for watch, good in tuple(self._watches.items()):
             answer, before = answers[watch.service][0], good.shown
             shown = good.accept(answer, now, doubtful=doubtful, confirmed=not doubtful and good.due(now))
-            if self._failing or shown != before:
+            if self._failing or again or shown != before:
                 watch.post(watch.show, shown)
 
     def _close(self) -> None:

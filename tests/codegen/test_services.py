@@ -266,6 +266,63 @@ print(SMethods.import_.path, getattr(servicer, SMethods.import_.name) == service
     assert tree.python(code) == "/S/import True\n"
 
 
+@pytest.mark.parametrize(
+    ("names", "column", "said"),
+    [
+        ("__x", 17, "method __x: Python has its own use for names with two underscores. Rename it."),
+        ("__init__", 17, "method __init__: Python has its own use for names with two underscores. Rename it."),
+        ("__methods__", 17, "method __methods__: Python has its own use for names with two underscores. Rename it."),
+        ("_class__", 17, "method _class__: Python has its own use for names with two underscores. Rename it."),
+        ("x _x", 39, "method _x: that is where a client keeps what calls x. Rename one of them."),
+        ("_x x", 17, "method _x: that is where a client keeps what calls x. Rename one of them."),
+        (
+            "class _class_",
+            43,
+            "method _class_: that is where a client keeps what calls class. Rename one of them.",
+        ),
+    ],
+)
+def test_method_that_python_cannot_have_is_refused(tree: Tree, names: str, column: int, said: str) -> None:
+    """Names that would break the classes of a service are told with their place, and nothing is written."""
+    methods = " ".join(f"rpc {name}(M) returns (M);" for name in names.split())
+    tree.write("a.proto", f"service S {{ {methods} }} message M {{}}")
+    with pytest.raises(ProtoError) as caught:
+        tree.generate()
+    assert str(caught.value).endswith(f"a.proto:2:{column}: {said}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_methods_that_would_be_one(tree: Tree) -> None:
+    """Where two would have one name in Python, each is told; a service is held to it, too."""
+    tree.write(
+        "a.proto", "service S { rpc class(M) returns (M); rpc class_(M) returns (M); }\nservice __T {} message M {}"
+    )
+    with pytest.raises(ProtoError) as caught:
+        tree.generate()
+    assert [line.split("a.proto:")[1] for line in str(caught.value).splitlines()] == [
+        "2:17: methods class and class_ would both be class_ in Python. Rename one of them.",
+        "2:43: methods class_ and class would both be class_ in Python. Rename one of them.",
+        "3:9: service __T: Python rewrites names that start with two underscores. Rename it.",
+    ]
+
+
+def test_underscores_that_work(tree: Tree) -> None:
+    """One underscore in front, some at the end, and messages that Python would rewrite are as good as other names."""
+    tree.write("a.proto", "service S { rpc _x(__M) returns (__M); rpc y__(__M) returns (__M); } message __M {}")
+    tree.generate()
+    code = """
+from stubs.a_rpc import SClient, SMethods, SServicer
+class Channel:
+    def bind(self, method): return method.path
+class S(SServicer):
+    async def _x(self, request, context): ...
+    async def y__(self, request, context): ...
+client = SClient(Channel())
+print(type(client._x(None)).__name__, type(client.y__(None)).__name__, SMethods._x.path, len(S().__methods__))
+"""
+    assert tree.python(code) == "UnaryReply UnaryReply /S/_x 2\n"
+
+
 def test_messages_can_be_pickled(tree: Tree) -> None:
     """A message class knows the module it is in, wherever the tree is."""
     tree.write("a/a.proto", "message A { int32 x = 1; message B {} }")

@@ -72,6 +72,12 @@ async def ids(registry: LocalRegistry) -> set[str]:
     return set((await registry.services()).get("catalog", {}))
 
 
+async def turn(registry: LocalRegistry) -> None:
+    """Let its thread look once at what is due by now; it does after each job."""
+    for _ in range(2):
+        await asyncio.wrap_future(registry._worker.submit(int))
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     for _ in range(500):
         if condition():
@@ -80,10 +86,11 @@ async def eventually(condition: Callable[[], object]) -> None:
     pytest.fail("it never happened")
 
 
-def remove(path: Path) -> None:
-    """The file, and what SQLite keeps beside it."""
+def remove(path: Path, *ends: str) -> None:
+    """The file, and what SQLite keeps beside it; or only what has one of these ends."""
     for file in path.parent.glob(f"{path.name}*"):
-        file.unlink()
+        if not ends or file.name.endswith(ends):
+            file.unlink()
 
 
 class Clock:
@@ -215,6 +222,40 @@ async def test_deleted_file_heals(open_file: Open, path: Path, caplog: pytest.Lo
     assert "was deleted or replaced" in caplog.text
 
 
+@pytest.mark.parametrize("gone", [["-shm"], ["-wal"], ["-shm", "-wal"]], ids="".join)
+async def test_lost_files_of_sqlite_split_nobody(
+    open_file: Open, path: Path, caplog: pytest.LogCaptureFixture, gone: list[str]
+) -> None:
+    """When what SQLite keeps beside the file is deleted, old processes and new ones find each other again."""
+    reader = open_file()
+    await open_file().register(ONE)
+    watch = reader.watch("catalog")
+    assert set(await anext(watch)) == {ONE.id}
+    processes = [process(path, "catalog-2")]
+    try:
+        assert set(await asyncio.wait_for(anext(watch), 20)) == {ONE.id, "catalog-2"}
+        remove(path, *gone)
+        await eventually(lambda: "was deleted or replaced" in caplog.text)
+        await eventually(lambda: not watch.problem)
+        processes.append(process(path, "catalog-3"))
+        assert set(await asyncio.wait_for(anext(watch), 20)) == {ONE.id, "catalog-2", "catalog-3"}
+    finally:
+        for one in processes:
+            one.kill()
+            one.communicate()
+
+
+async def test_leaving_process_takes_nothing_from_others(open_file: Open, path: Path) -> None:
+    """A process that has the file open twice keeps its locks, so one that leaves does not delete what SQLite keeps."""
+    for _ in range(2):
+        await open_file().services()
+    before = [file.name for file in sorted(path.parent.iterdir())]
+    code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM instance'); db.close()"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code, str(path)], check=True)
+    assert [path.name, f"{path.name}-shm", f"{path.name}-wal"] == before
+    assert before == [file.name for file in sorted(path.parent.iterdir())]
+
+
 async def test_missing_directory_is_made_for_this_user(open_file: Open, tmp_path: Path) -> None:
     """The directory of the file is made, and closed to others."""
     await open_file(tmp_path / "a" / "b" / "registry.db").register(ONE)
@@ -327,6 +368,83 @@ async def test_writer_waits_for_another(open_file: Open, path: Path) -> None:
         await registry.register(TWO)
     held.execute("ROLLBACK")
     held.close()
+
+
+@pytest.mark.parametrize("reader_first", [False, True])
+@pytest.mark.parametrize("also_writes", [False, True])
+async def test_nobody_leaves_while_nobody_can_write(
+    open_file: Open,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    also_writes: bool,
+    reader_first: bool,
+) -> None:
+    """Leases that end while no sign of life can be written take nobody away, until one could be again for a lease."""
+    monkeypatch.setattr(lease_file, "BUSY", 0.02)
+    caplog.set_level(logging.WARNING)
+    clock = Clock()
+    writer, reader = (open_file(heartbeat=1, ttl=3, now=clock) for _ in range(2))
+    lease = await writer.register(ONE)
+    if also_writes:
+        await reader.register(Instance("other-1", "other", "127.0.0.1:7003"))
+    watch = reader.watch("catalog")
+    assert set(await anext(watch)) == {ONE.id}
+    next_one = asyncio.create_task(anext(watch))
+    held = sqlite3.connect(path, isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    for _ in range(8):
+        clock.now += 1
+        await turn(writer)
+        await turn(reader)
+    assert watch.problem == f"{reader}: nobody can write: database is locked"
+    assert await ids(reader) == set()
+    held.execute("ROLLBACK")
+    held.close()
+    clock.now += 1
+    for one in (reader, writer) if reader_first else (writer, reader):
+        await turn(one)
+    assert watch.problem == ""
+    assert await ids(reader) == {ONE.id}
+    assert not next_one.done()
+    assert len([one for one in caplog.messages if "keeping the last 1 instance(s)" in one]) == 1
+    assert len([one for one in caplog.messages if "no sign of life can be written" in one]) == 1 + also_writes
+    await lease.close()
+    await turn(reader)
+    clock.now += 2
+    await turn(reader)
+    assert not next_one.done()
+    clock.now += 1
+    await turn(reader)
+    assert await asyncio.wait_for(next_one, 5) == {}
+
+
+def test_sign_of_life_without_rows_is_a_write(path: Path) -> None:
+    """Who only watches finds out whether the file can be written, and others see that it can."""
+    one, other = lease_file.LeaseFile(path, ttl=3), lease_file.LeaseFile(path, ttl=3)
+    one.open()
+    other.open()
+    assert (other.changed(), other.changed()) == (True, False)
+    assert one.beat([]) == []
+    assert other.changed()
+    one.close()
+    other.close()
+
+
+async def test_quiet_watch_writes_nothing(open_file: Open) -> None:
+    """While somebody else gives signs of life, one who only watches does not write."""
+    clock = Clock()
+    writer, reader = (open_file(heartbeat=1, ttl=3, now=clock) for _ in range(2))
+    await writer.register(ONE)
+    assert set(await anext(reader.watch("catalog"))) == {ONE.id}
+    await turn(reader)
+    beat_at = []
+    for _ in range(5):
+        clock.now += 1
+        await turn(writer)
+        await turn(reader)
+        beat_at.append(reader._worker._beat_at - clock.now)
+    assert beat_at == [1.5] * 5
 
 
 async def test_cancelled_registration_leaves_no_instance(open_file: Open) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.discovery.local import LocalRegistry
 from framework.discovery.targets import Target, open_registry, parse
 from framework.errors import ConfigError
 
@@ -36,6 +37,17 @@ from framework.errors import ConfigError
 def test_target_names_registry_and_service(target: str, registry: str, service: str) -> None:
     """Each form of a target means one service in one registry."""
     assert parse(target, default_registry="local") == Target(registry, service)
+
+
+@pytest.mark.parametrize("name", ["a%41", "50%", "a#b", "a?b", "a b", "a ", " a\n", "a\tb", "größer", "a:b@c"])
+async def test_registry_tells_its_own_url(tmp_path: Path, name: str) -> None:
+    """Whatever a file is called, the URL that its registry gives opens the same one, also as part of a target."""
+    path = tmp_path / name
+    registry = LocalRegistry(path)
+    opened = open_registry(str(registry))
+    assert isinstance(opened, LocalRegistry)
+    assert opened.path == path
+    assert parse(f"{registry}#catalog", default_registry="local") == Target(str(registry), "catalog")
 
 
 @pytest.mark.parametrize(

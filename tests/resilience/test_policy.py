@@ -309,6 +309,10 @@ def test_environment(tmp_path: Path) -> None:
             "client.keepalive.timeout is '10ms'; it must be from 100ms to 1h",
         ),
         ('[client]\nattempt_timeout = "0s"', "client.attempt_timeout is '0s'; it must be more than 0"),
+        ("[client]\nidle = 0", "client.idle is 0; it must be more than 0"),
+        ("[client.catalog.methods.Get]\nidle = 0", "client.catalog.methods.Get.idle is 0; it must be more than 0"),
+        ("[client]\nconnect_timeout = 0", "client.connect_timeout is 0; it must be from 10ms to 1h"),
+        ('[client]\nconnect_timeout = "1000h"', "client.connect_timeout is '1000h'; it must be from 10ms to 1h"),
     ],
 )
 def test_mistakes(tmp_path: Path, file: str, said: str) -> None:
@@ -334,6 +338,10 @@ def test_mistake_in_a_proto() -> None:
         (HedgeSettings, "delay", -1.0),
         (BulkheadSettings, "calls", -1),
         (MethodSettings, "attempt_timeout", -1.0),
+        (MethodSettings, "idle", 0.0),
+        (ClientSettings, "idle", 0.0),
+        (ClientSettings, "connect_timeout", 0.0001),
+        (ClientSettings, "connect_timeout", 3.6e6),
         (MethodSettings, "criticality", "HIGH"),
         (ClientSettings, "subset", 0),
         (ClientSettings, "balancer", "random"),

@@ -134,6 +134,22 @@ def test_file_that_is_no_toml(file: Path) -> None:
     assert message(file, "registry = ?").startswith("FILE Invalid value (at line 1, column 12)")
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a = " + "1" * 5000, "FILE Exceeds the limit (4300 digits)"),
+        ("[server]\nport = 0x" + "f" * 5000, "FILE Exceeds the limit (4300 digits)"),
+        ("[client]\ntimeout = " + "1" * 400, "FILE client.timeout is 111"),
+        ("[client]\nhedge.extra_load = " + "1" * 400, "FILE client.hedge.extra_load is 111"),
+        ("a = " + "[" * 100_000, "FILE maximum recursion depth exceeded"),
+    ],
+    ids=["decimal", "hexadecimal", "duration", "share", "nested"],
+)
+def test_more_than_python_reads(file: Path, content: str, expected: str) -> None:
+    """A number of too many digits, or too many brackets, are mistakes of the file like others."""
+    assert message(file, content).startswith(expected)
+
+
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     """A directory, or bytes that are no text, are named."""
     with pytest.raises(ConfigError, match="Is a directory"):
