@@ -63,6 +63,11 @@ def settings(**values: int) -> bytes:
     return frame(http2.SETTINGS, 0, 0, b"".join(pairs))
 
 
+def page(stream: int) -> bytes:
+    """What a proxy says to people."""
+    return frame(http2.DATA, 0, stream, b"<html>") + frame(http2.DATA, http2.END_STREAM, stream, b"down")
+
+
 def well(stream: int) -> bytes:
     """A response that is as it should be."""
     return headers(stream, *RESPONSE) + message(stream) + headers(stream, *OK, end=True)
@@ -274,6 +279,30 @@ WRONG: dict[str, tuple[Callable[[], bytes], Code, str, bool]] = {
         lambda: headers(1, (":status", "503"), ("content-type", "text/html"), end=True),
         *(Code.UNAVAILABLE, "the response is no gRPC, but HTTP 503", True),
     ),
+    "proxy with a page": (
+        lambda: headers(1, (":status", "502"), ("content-type", "text/html")) + page(1),
+        *(Code.UNAVAILABLE, "the response is no gRPC, but HTTP 502", True),
+    ),
+    "proxy that wants a password": (
+        lambda: headers(1, (":status", "401"), ("content-type", "text/html")) + page(1),
+        *(Code.UNAUTHENTICATED, "the response is no gRPC, but HTTP 401", True),
+    ),
+    "page": (
+        lambda: headers(1, (":status", "200"), ("content-type", "text/html")) + page(1),
+        *(Code.UNKNOWN, "the response is no gRPC, but HTTP 200", True),
+    ),
+    "page of a proxy that speaks gRPC": (
+        lambda: headers(1, (":status", "503"), RESPONSE[1]) + headers(1, ("grpc-status", "5"), end=True),
+        *(Code.UNAVAILABLE, "the response is no gRPC, but HTTP 503", True),
+    ),
+    "status without a type": (
+        lambda: headers(1, (":status", "200"), ("grpc-status", "5"), ("grpc-message", "nope"), end=True),
+        *(Code.NOT_FOUND, "nope", True),
+    ),
+    "status beside one of HTTP": (
+        lambda: headers(1, (":status", "503"), ("grpc-status", "5"), ("grpc-message", "nope"), end=True),
+        *(Code.NOT_FOUND, "nope", True),
+    ),
     "not grpc": (
         lambda: headers(1, (":status", "404")) + headers(1, ("x", "y"), end=True),
         *(Code.UNIMPLEMENTED, "the response is no gRPC, but HTTP 404", True),
@@ -358,6 +387,21 @@ async def test_what_a_response_means_that_is_not_as_it_should_be(how: str) -> No
     peer.says(says())
     assert answer.arrived.done()
     assert (code, text, sent) == (answer.code, answer.message, answer.sent)
+
+
+async def test_nothing_more_is_wanted_of_a_response_that_is_no_grpc() -> None:
+    """The call has ended, the peer is told, and the connection takes the next one."""
+    peer = await open_peer()
+    answer = peer.called()
+    await peer.frames()
+    peer.says(headers(1, (":status", "503"), ("content-type", "text/html")))
+    assert (answer.arrived.done(), answer.code) == (True, Code.UNAVAILABLE)
+    assert await peer.frames() == [(http2.RST_STREAM, 0, 1, struct.pack(">I", http2.CANCEL))]
+    peer.says(page(1))
+    answer = peer.called()
+    peer.says(well(3))
+    await answer.arrived
+    assert (answer.code, answer.body, peer.connection.broken) == (Code.OK, b"reply", "")
 
 
 async def test_a_lost_connection_fails_what_is_out() -> None:
