@@ -5,7 +5,8 @@
     | the delay passes without an answer         | another attempt begins, if the budget pays for it; the delay again  |
     | an attempt is answered                     | that is the reply; the others are cancelled                         |
     | an attempt fails with a code to retry      | another one begins at once; with none left, retries take over       |
-    | the server says when to come back, or not  | no more hedges; with none left, retries take over                   |
+    | the server says when to come back, or not, | no more hedges; those that are out go on; with none left, retries   |
+    | or has no room for it (RESOURCE_EXHAUSTED) | take over                                                           |
     | an attempt fails otherwise                 | that is the error; the others are cancelled                         |
     | an attempt provably did not leave          | it goes to another endpoint, at once and at no cost                 |
 
@@ -27,7 +28,7 @@ from framework.call import OK, Call, Outcome, Reply
 from framework.client.attempts import HEDGE, MOST_REFUSALS, PREVIOUS, RETRY, Attempts, Tries
 from framework.client.backoff import pushback
 from framework.client.endpoint import Endpoint
-from framework.errors import Code, RpcError
+from framework.errors import Code, MessageTooLarge, RpcError
 from framework.policy import HedgeSettings
 
 SHORTEST = 0.001
@@ -274,8 +275,10 @@ class Race(Tries):
         self._failure = error
         attempts = self._owner.attempts
         again = not error.sent or self.timed_out or error.code in attempts.policy.retry.codes
-        if pushback(error.metadata) is not None:
-            self._limit = self._begun  # the server says when it may be asked again, if at all: no more hedges
+        shed = error.code is Code.RESOURCE_EXHAUSTED and not again and not isinstance(error, MessageTooLarge)
+        if shed or pushback(error.metadata) is not None:
+            self._limit = self._begun  # whatever it says of itself, those that are out may be answered
+            again = True
         if again and self.begin(attempts.time()):
             return
         if not again or not (self._first or self._hedges):

@@ -219,12 +219,35 @@ async def test_no_time_left() -> None:
         assert len(here.calls) == 1
 
 
-async def test_server_that_asks_not_to() -> None:
-    """After a pushback no more hedges are sent; the call waits for those that are out."""
+@pytest.mark.parametrize(
+    ("code", "pushback"),
+    [
+        *((Code.UNAVAILABLE, "-1"), (Code.UNAVAILABLE, "50")),
+        *((Code.RESOURCE_EXHAUSTED, "-1"), (Code.RESOURCE_EXHAUSTED, "50"), (Code.RESOURCE_EXHAUSTED, "")),
+    ],
+)
+async def test_server_that_asks_not_to(code: Code, pushback: str) -> None:
+    """After a pushback, or a server without room, no more hedges are sent; the call waits for those that are out."""
     async with lab(6, hedge=HALF) as here:
-        here.script(says("first", after=2.0), fails(pushback="-1"), says("late"))
+        here.script(says("first", after=2.0), fails(code, pushback=pushback), says("late"))
         assert await here.call(timeout=5) == "first"
         assert len(here.calls) == 2
+    async with lab(6, hedge=HALF) as here:
+        here.script(fails(code, after=1.0, pushback=pushback), says("hedge", after=1.0), says("late", after=5.0))
+        assert await here.call(timeout=5) == "hedge"
+
+
+@pytest.mark.parametrize(("pushback", "calls"), [("-1", 2), ("", 2), ("50", 3)])
+async def test_no_server_has_room(pushback: str, calls: int) -> None:
+    """When the last one that is out has failed, retries take over: they go by what that one said."""
+    async with lab(6, hedge=SOON, retry=QUICK) as here:
+        full = fails(Code.RESOURCE_EXHAUSTED, after=0.15, pushback=pushback)
+        here.script(full, full, says("third"))
+        if calls == 3:
+            assert await here.call(timeout=5) == "third"
+        else:
+            assert (await here.fail(timeout=5)).code is Code.RESOURCE_EXHAUSTED
+        assert len(here.calls) == calls
 
 
 async def test_all_fail() -> None:
