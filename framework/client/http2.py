@@ -393,7 +393,8 @@ class Connection(asyncio.Protocol):
         self._reply(_FRAME.pack(0, 0, SETTINGS, ACK, 0))
         if not self.open and not self._leaving:
             self.open = True
-            self.greeted.set_result(None)
+            if not self.greeted.done():  # whoever waited for it may have cancelled it
+                self.greeted.set_result(None)
             self._changed(self)
 
     def _confirm(self, size: int) -> None:

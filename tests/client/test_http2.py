@@ -150,6 +150,15 @@ async def test_a_connection_takes_calls_once_the_peer_has_said_its_settings() ->
     assert peer.call() is not None
 
 
+async def test_a_peer_that_greets_when_nobody_waits_for_it_any_more() -> None:
+    """Its settings come in the turn of the loop in which the wait for them was given up: they hold all the same."""
+    peer = Peer()
+    peer.connection.greeted.cancel()
+    peer.says(settings())
+    assert (peer.changes, peer.connection.broken) == ([True], "")
+    assert peer.call() is not None
+
+
 async def test_a_request_is_what_the_protocol_says() -> None:
     """Head and message in two frames, and nothing else."""
     peer = await open_peer()
