@@ -479,6 +479,16 @@ async def test_metadata_that_grpc_cannot_send_is_left_to_grpc(pair: Any) -> None
     assert peer.call(b"", (pair,)) is None
 
 
+@pytest.mark.parametrize("key", ["user-agent", "content-length"])
+async def test_metadata_that_grpc_keeps_to_itself_is_not_sent(key: str) -> None:
+    """A length that is not the request's would make the peer refuse the call."""
+    peer = await open_peer()
+    assert peer.call(b"", ((key, "3"), ("x-a", "b"))) is not None
+    [(_, _, _, head), _] = await peer.frames()
+    assert decoded(head)[-1] == ("x-a", "b")
+    assert (key, "3") not in decoded(head)
+
+
 async def test_a_call_that_is_given_up_is_told_to_the_peer() -> None:
     """Once; and what still comes for it does no harm."""
     peer = await open_peer()
