@@ -152,10 +152,10 @@ class Race(Tries):
         self._call = call
         self._owner = owner
         self._context = context
-        self._hedges: set[asyncio.Task[None]] = set()
+        self._hedges: set[asyncio.Task[Any]] = set()
         self._begun = 1
         self._limit = owner.limit
-        self._first = True  # it is out
+        self._first = True  # it is out, in the task of the caller
         self._failure: BaseException | None = None
         self._winner: Call | None = None
         self._reply: Any = None
@@ -168,13 +168,22 @@ class Race(Tries):
             RpcError: no attempt was answered.
         """
         call, tried = self._call, 0
+        self._first = False
         while self._elsewhere(call, error, tried):
             tried = len(self.endpoints)
+            # In a task, to be let go as hedges are: it may wait for an endpoint, and then there is no call to give up.
+            task = asyncio.get_running_loop().create_task(self._owner.attempts.attempt(call, self, RETRY))
+            self._hedges.add(task)
             try:
-                return await self._owner.attempts.attempt(call, self, RETRY)
+                return await task
             except RpcError as failed:
                 error = failed
-        self._first = False
+            except asyncio.CancelledError:
+                if not self.over or cast(asyncio.Task[Any], asyncio.current_task()).cancelling():
+                    raise
+            finally:
+                self._hedges.discard(task)
+                del task  # it knows its failure, and that this frame
         if not self.over:
             self._lost(error)
         if not self.over:

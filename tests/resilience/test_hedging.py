@@ -396,6 +396,49 @@ async def test_first_attempt_that_was_not_sent() -> None:
         await channel.close()
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_first_attempt_that_finds_no_other_endpoint(given_up: bool) -> None:
+    """It looks for one until the hedge has its answer: that is the reply, at once. Who cancels has cancelled both."""
+    transports = {name: FakeTransport() for name in ("e0", "e1")}
+    pool = Pool(
+        *("catalog", Told(), lambda one: transports[one.id], ClientSettings()), where="here", rng=random.Random(1)
+    )
+    pool.apply({name: Instance(name, "catalog", f"{name}:1") for name in transports})
+    seen: list[Call] = []
+
+    async def answer(call: Call) -> str:
+        seen.append(call)
+        if len(seen) > 1:
+            await asyncio.sleep(0.1)
+            return "hedge"
+        await asyncio.sleep(0.15)
+        for transport in transports.values():
+            transport.become()
+        raise Unavailable("the connection is gone", sent=False)
+
+    for transport in transports.values():
+        transport.answer = answer
+    settings = ClientSettings(hedge=SOON)
+    method = Method("shop.Catalog", "Get", str, str, idempotency=Idempotency.IDEMPOTENT)
+    async with ServiceChannel(pool, settings, rng=random.Random(1)) as channel:
+        start, tasks = asyncio.get_running_loop().time(), asyncio.all_tasks()
+        call = asyncio.ensure_future(_made(channel, method))
+        await asyncio.sleep(0.16)
+        assert not call.done()
+        if given_up:
+            await cancelled(call)
+        else:
+            assert await call == "hedge"
+            assert asyncio.get_running_loop().time() - start == pytest.approx(0.2, abs=0.001)
+        await asyncio.sleep(0.001)
+        assert asyncio.all_tasks() - tasks - {pool._follower} == set()
+        assert [endpoint.pending for endpoint in pool.endpoints] == [0, 0]
+
+
+async def _made(channel: ServiceChannel, method: Method[str, str]) -> str:
+    return await UnaryReply(channel.bind(method), method, "a", 3.0)
+
+
 async def test_hanging_instance_is_found_by_its_hedges() -> None:
     """An instance that never answers is out of use after five calls that another one answered instead."""
     async with lab(3, hedge=HedgeSettings(), balancer="round_robin", retry_budget=BudgetSettings(ratio=1)) as here:
