@@ -61,11 +61,14 @@ class Answer:
         self.message = f"CLIENT: Received message larger than max ({size} vs. {most})"
 
     def judge(self, most: int) -> None:
-        """The response is complete: what it means. A reply may have `most` bytes."""
+        """The response is complete: what it means. A reply may have `most` bytes.
+
+        A status of gRPC is believed whatever else the response says, as grpc does.
+        """
         head, tail = self.head, self.tail
         assert tail is not None
         first = head or tail
-        if tail.code is None or not first.grpc:
+        if tail.code is None:
             if first.http == 200 and first.grpc:
                 self.code, self.message = Code.UNKNOWN, "the response has no grpc-status"
             else:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.call import OK, Call, Method, Outcome, Reply, current
 from framework.client.backoff import NEVER, Backoff, pushback
-from framework.client.breaker import Treatment, treatment
+from framework.client.breaker import Begun, Treatment, treatment
 from framework.client.budget import RetryBudget
 from framework.client.bulkhead import Bulkhead
 from framework.client.ending import for_outside
@@ -309,8 +309,9 @@ class Attempts:
             raise
         if self.method.server_streaming:
             now = self.time()
-            endpoint.observe(now, now - start)
-            reply.on_end(self._releasing(call, endpoint, permit, now - start, kind))
+            reply.on_end(self._releasing(call, endpoint, endpoint.began(now, permit, now - start), now - start, kind))
+            if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
+                self.pool.judge(endpoint, now)
             if span is not None:
                 reply.on_end(span)
         else:
@@ -339,7 +340,7 @@ class Attempts:
         self.latencies.record(now, seconds)
 
     def _releasing(
-        self, call: Call, endpoint: Endpoint, permit: int, latency: float, kind: str
+        self, call: Call, endpoint: Endpoint, begun: Begun, latency: float, kind: str
     ) -> Callable[[Outcome], None]:
         """What is to be done when a stream ends: it may have died half way."""
         patience = PATIENCE if call.deadline is None else call.deadline - self.time() + latency
@@ -348,13 +349,13 @@ class Attempts:
             now = self.time()
             self.counts.others[kind, outcome.code] += 1
             if outcome.code is Code.OK:
-                endpoint.succeeded(now, permit, latency)
+                endpoint.ended()
                 self.budget.deposit(now)
             else:
-                found = treatment(outcome, locally_made=_made_here(call, outcome.error))
-                self._count(endpoint, permit, outcome, found, now, latency, patience)
-            if not endpoint.breaker.closed or permit != endpoint.breaker.generation:
-                self.pool.judge(endpoint, now)
+                found = self._counted(treatment(outcome, locally_made=_made_here(call, outcome.error)))
+                endpoint.broke(now, begun, latency, outcome, found, patience)
+                if not endpoint.breaker.closed:
+                    self.pool.judge(endpoint, now)
             if endpoint.retired:
                 self.pool.done(endpoint)
 
@@ -401,25 +402,15 @@ class Attempts:
         local = local or not outcome.sent
         found = treatment(outcome, own_timeout=tries.timed_out, locally_made=local, overdue=overdue)
         patience = PATIENCE if call.deadline is None else call.deadline - start
-        self._count(endpoint, permit, outcome, found, now, seconds, patience)
+        endpoint.failed(now, permit, seconds, outcome, self._counted(found), patience)
         if not endpoint.breaker.closed or permit != endpoint.breaker.generation:  # a probe may be free again
             self.pool.judge(endpoint, now)
         if endpoint.retired:
             self.pool.done(endpoint)
 
-    def _count(
-        self,
-        endpoint: Endpoint,
-        permit: int,
-        outcome: Outcome,
-        found: Treatment,
-        now: float,
-        seconds: float,
-        patience: float,
-    ) -> None:
-        if not self.policy.breaker and found is not Treatment.SUCCESS:
-            found = Treatment.IGNORED
-        endpoint.failed(now, permit, seconds, outcome, found, patience)
+    def _counted(self, found: Treatment) -> Treatment:
+        """What counts of that: failures do not where the breaker is off."""
+        return found if self.policy.breaker or found is Treatment.SUCCESS else Treatment.IGNORED
 
     def _wait(self, call: Call, tries: Tries, failure: RpcError) -> float | str:
         """Seconds until the next attempt, or why there is none; an empty text when that goes without saying."""

@@ -10,6 +10,9 @@
     | HALF_OPEN | a probe is still out `probe_wait` after it began           | OPEN, for twice as long                 |
     | HALF_OPEN | a probe is ignored                                         | HALF_OPEN, its permit is free again     |
     | HALF_OPEN | `probes` have succeeded                                    | CLOSED, with nothing remembered         |
+    | any       | a stream begins: its response headers have arrived         | as of a call that has succeeded         |
+    | CLOSED    | a stream fails that had begun                              | its beginning was no success, but a     |
+    |           |                                                            | failure                                 |
     | any       | a call ends that began in an earlier state, or uncounted   | the same; the call is ignored           |
 
 OPEN lasts half + U(0, half) with half = open * 2^n and never more than `open_max`; n counts the openings since the
@@ -27,7 +30,7 @@ from __future__ import annotations
 import enum
 import math
 import random
-from typing import Final
+from typing import Final, NamedTuple
 
 from framework.call import Outcome
 from framework.errors import Code
@@ -87,6 +90,22 @@ def treatment(
     return _TREATMENTS[code]
 
 
+class Begun(NamedTuple):
+    """What is remembered of a stream that has begun, to take back that it was a success.
+
+    Attributes:
+        permit: of the state that it counts in, for better or worse.
+        row: failures in a row before it.
+        successes: those that had been counted then, with its own.
+        until: when its beginning is forgotten, in seconds.
+    """
+
+    permit: int
+    row: int
+    successes: int
+    until: float
+
+
 class State(enum.Enum):
     """What a breaker does with its endpoint."""
 
@@ -123,6 +142,7 @@ class Breaker:
         "_marks",
         "_permits",
         "_random",
+        "_retracted",
         "_settings",
         "_slow",
         "_slows",
@@ -144,6 +164,7 @@ class Breaker:
         self._state = _CLOSED
         self.generation = UNCOUNTED
         self.row = 0  # CLOSED: failures since the last success
+        self._retracted = 0  # CLOSED: of the failures, those that had been counted as a success
         self._calls = self._failures = self._slows = 0  # CLOSED: since it is
         self._calls_before = self._failures_before = self._slows_before = 0  # of them, before the window
         self._marks = _NO_MARKS  # of them, before each bucket of the window
@@ -214,6 +235,7 @@ class Breaker:
         if permit != self.generation or treatment is _IGNORED:
             return
         if treatment is _UNANSWERED:
+            self.row += 1
             self._in_a_row(now, "calls in a row failed or had no answer")
             return
         if now >= self._turn:
@@ -225,15 +247,56 @@ class Breaker:
             self.row = 0
         else:
             self._failures += 1
-            if treatment is _FAILURE and self._in_a_row(now, "failures in a row"):
-                return
+            if treatment is _FAILURE:
+                self.row += 1
+                if self._in_a_row(now, "failures in a row"):
+                    return
         calls = self._calls - self._calls_before
         if calls >= self._settings.minimum:
             self._judge(now, calls, self._failures - self._failures_before, self._slows - self._slows_before)
 
+    def begun(self, now: float, permit: int, duration: float) -> Begun:
+        """A stream has begun, `duration` seconds after the call did: a success, though it may go on for hours.
+
+        Its call is ended by this; `broke` tells of a failure later on.
+        """
+        counted, row = permit == self.generation, self.row
+        self.end(now, permit, _SUCCESS, duration)
+        until = now + self._settings.window
+        return Begun(self.generation if counted else UNCOUNTED, row, self._succeeded(), until)
+
+    def broke(self, now: float, stream: Begun, treatment: Treatment) -> bool:
+        """A stream that had begun has ended, and not well; whether that takes back a success that still counts."""
+        if treatment is _IGNORED or treatment is _SUCCESS or stream.permit != self.generation:
+            return False
+        if self._state is not _CLOSED:
+            if self.state(now) is _HALF_OPEN and stream.permit == self.generation:
+                self._open(now, "a probe failed")
+            return False
+        if now >= self._turn:
+            self._forget(int(now * self._buckets_per_second))
+        if self._succeeded() == stream.successes:
+            self.row += stream.row  # none since: as if it had never ended the row
+        self._failures += 1
+        recent = now < stream.until
+        if recent:
+            self._retracted += 1
+        else:
+            self._calls += 1
+        if treatment is _FAILURE:
+            self.row += 1
+        if self._in_a_row(now, "failures in a row"):
+            return recent
+        calls = self._calls - self._calls_before
+        if calls >= self._settings.minimum:
+            self._judge(now, calls, self._failures - self._failures_before, self._slows - self._slows_before)
+        return recent
+
+    def _succeeded(self) -> int:
+        return self._calls - self._failures + self._retracted
+
     def _in_a_row(self, now: float, what: str) -> bool:
-        self.row += 1
-        if self.row != self._settings.consecutive:
+        if not 0 < self._settings.consecutive <= self.row:
             return False
         self._open(now, f"{self.row} {what}")
         return True
@@ -282,7 +345,7 @@ class Breaker:
         self._clear()
 
     def _clear(self) -> None:
-        self.row = self._calls = self._failures = self._slows = 0
+        self.row = self._calls = self._failures = self._slows = self._retracted = 0
         self._calls_before = self._failures_before = self._slows_before = 0
         self._marks = _NO_MARKS.copy()
 

@@ -119,7 +119,7 @@ class Direct:
                 )
                 if not connection.lost:
                     self._connections.add(connection)
-                await connection.greeted
+                await asyncio.shield(connection.greeted)
         except ssl.SSLCertVerificationError as error:
             if not self._closed:
                 self._closed = True  # until there are other certificates, and then there is another of this

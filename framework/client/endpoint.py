@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from framework.call import Handler, Method, Outcome
-from framework.client.breaker import Breaker, Treatment
+from framework.client.breaker import Begun, Breaker, Treatment
 from framework.client.outlier import Host
 from framework.discovery import Instance
 from framework.errors import Code
@@ -155,11 +155,27 @@ class Endpoint:
             latency = self._ewma * weight + latency * (1.0 - weight)
         self._ewma = latency if latency > 1e-9 else 1e-9
 
-    def succeeded(self, now: float, permit: int, latency: float) -> None:
-        """A call whose latency was observed before has ended with OK."""
-        self.pending -= 1
+    def began(self, now: float, permit: int, latency: float) -> Begun:
+        """A stream has begun after `latency` seconds: all is well so far, and it is in flight until `ended`."""
+        self.observe(now, latency)
         self.host.successes += 1
-        self.breaker.end(now, permit, _SUCCESS, latency)
+        return self.breaker.begun(now, permit, latency)
+
+    def ended(self) -> None:
+        """A stream that had begun has ended with OK."""
+        self.pending -= 1
+
+    def broke(
+        self, now: float, stream: Begun, latency: float, outcome: Outcome, treatment: Treatment, patience: float
+    ) -> None:
+        """A stream that had begun has ended, and not with OK: as `failed`."""
+        self.pending -= 1
+        if outcome.sent:
+            self.observe_failure(now, latency, outcome.code, outcome.remote, patience)
+        if treatment is _FAILURE:
+            self.host.failures += 1
+        if self.breaker.broke(now, stream, treatment) and self.host.successes:
+            self.host.successes -= 1
 
     def failed(
         self, now: float, permit: int, latency: float, outcome: Outcome, treatment: Treatment, patience: float

@@ -50,6 +50,7 @@ _OWN = frozenset(
 _RESERVED = frozenset(
     ("te", "content-type", "host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")
 ) | frozenset(("grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "grpc-message", "grpc-status"))
+_DROPPED = frozenset(("user-agent", "content-length"))  # there is one; and what a message has is counted by its prefix
 _CODES = {str(code.value).encode(): code for code in Code}
 
 
@@ -187,7 +188,7 @@ def written(metadata: Metadata) -> bytes | None:
         else:
             return None
         if not name:
-            if key == "user-agent":  # there is one
+            if key in _DROPPED:
                 continue
             return None
         size = len(raw)
@@ -197,7 +198,7 @@ def written(metadata: Metadata) -> bytes | None:
 
 def _learnt(key: str, *, binary: bool) -> bytes:
     """A name of metadata as it is sent; empty for what is not."""
-    if key == "user-agent" or not _KEY.fullmatch(key) or key in _RESERVED or key.endswith("-bin") is not binary:
+    if key in _DROPPED or not _KEY.fullmatch(key) or key in _RESERVED or key.endswith("-bin") is not binary:
         return b""
     names = _binary_names if binary else _names
     if len(names) >= REMEMBERED:

@@ -5,7 +5,8 @@
     | the delay passes without an answer         | another attempt begins, if the budget pays for it; the delay again  |
     | an attempt is answered                     | that is the reply; the others are cancelled                         |
     | an attempt fails with a code to retry      | another one begins at once; with none left, retries take over       |
-    | the server says when to come back, or not  | no more hedges; with none left, retries take over                   |
+    | the server says when to come back, or not, | no more hedges; those that are out go on; with none left, retries   |
+    | or has no room for it (RESOURCE_EXHAUSTED) | take over                                                           |
     | an attempt fails otherwise                 | that is the error; the others are cancelled                         |
     | an attempt provably did not leave          | it goes to another endpoint, at once and at no cost                 |
 
@@ -27,7 +28,7 @@ from framework.call import OK, Call, Outcome, Reply
 from framework.client.attempts import HEDGE, MOST_REFUSALS, PREVIOUS, RETRY, Attempts, Tries
 from framework.client.backoff import pushback
 from framework.client.endpoint import Endpoint
-from framework.errors import Code, RpcError
+from framework.errors import Code, MessageTooLarge, RpcError
 from framework.policy import HedgeSettings
 
 SHORTEST = 0.001
@@ -151,10 +152,10 @@ class Race(Tries):
         self._call = call
         self._owner = owner
         self._context = context
-        self._hedges: set[asyncio.Task[None]] = set()
+        self._hedges: set[asyncio.Task[Any]] = set()
         self._begun = 1
         self._limit = owner.limit
-        self._first = True  # it is out
+        self._first = True  # it is out, in the task of the caller
         self._failure: BaseException | None = None
         self._winner: Call | None = None
         self._reply: Any = None
@@ -167,13 +168,22 @@ class Race(Tries):
             RpcError: no attempt was answered.
         """
         call, tried = self._call, 0
+        self._first = False
         while self._elsewhere(call, error, tried):
             tried = len(self.endpoints)
+            # In a task, to be let go as hedges are: it may wait for an endpoint, and then there is no call to give up.
+            task = asyncio.get_running_loop().create_task(self._owner.attempts.attempt(call, self, RETRY))
+            self._hedges.add(task)
             try:
-                return await self._owner.attempts.attempt(call, self, RETRY)
+                return await task
             except RpcError as failed:
                 error = failed
-        self._first = False
+            except asyncio.CancelledError:
+                if not self.over or cast(asyncio.Task[Any], asyncio.current_task()).cancelling():
+                    raise
+            finally:
+                self._hedges.discard(task)
+                del task  # it knows its failure, and that this frame
         if not self.over:
             self._lost(error)
         if not self.over:
@@ -274,8 +284,10 @@ class Race(Tries):
         self._failure = error
         attempts = self._owner.attempts
         again = not error.sent or self.timed_out or error.code in attempts.policy.retry.codes
-        if pushback(error.metadata) is not None:
-            self._limit = self._begun  # the server says when it may be asked again, if at all: no more hedges
+        shed = error.code is Code.RESOURCE_EXHAUSTED and not again and not isinstance(error, MessageTooLarge)
+        if shed or pushback(error.metadata) is not None:
+            self._limit = self._begun  # whatever it says of itself, those that are out may be answered
+            again = True
         if again and self.begin(attempts.time()):
             return
         if not again or not (self._first or self._hedges):

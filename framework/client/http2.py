@@ -18,7 +18,7 @@ import hpack
 
 from framework.call import Metadata
 from framework.client.answers import PREFIX, Answer
-from framework.client.heads import LARGEST_HEAD, NO_TABLE, SPARE, TooLarge, head_of, limit, written
+from framework.client.heads import LARGEST_HEAD, NO_TABLE, SPARE, Head, TooLarge, head_of, limit, written
 from framework.errors import Code
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -393,7 +393,8 @@ class Connection(asyncio.Protocol):
         self._reply(_FRAME.pack(0, 0, SETTINGS, ACK, 0))
         if not self.open and not self._leaving:
             self.open = True
-            self.greeted.set_result(None)
+            if not self.greeted.done():  # whoever waited for it may have cancelled it
+                self.greeted.set_result(None)
             self._changed(self)
 
     def _confirm(self, size: int) -> None:
@@ -427,13 +428,19 @@ class Connection(asyncio.Protocol):
             self._give_up(answer, Code.RESOURCE_EXHAUSTED, message)
             return
         if flags & END_STREAM:
-            answer.tail = head
-            answer.judge(self._max_message)
-            self._done(answer)
+            self._judge(answer, head)
         elif answer.head is not None:
             self._give_up(answer, Code.INTERNAL, "the response has two heads")
-        elif not 100 <= head.http < 200:
+        elif head.http == 200 and head.grpc:
             answer.head = head
+        elif not 100 <= head.http < 200:
+            self._reset(stream)  # what a proxy says of itself, for people
+            self._judge(answer, head)
+
+    def _judge(self, answer: Answer, tail: Head) -> None:
+        answer.tail = tail
+        answer.judge(self._max_message)
+        self._done(answer)
 
     def _give_up(self, answer: Answer, code: Code, message: str) -> None:
         """Want no more of a response."""

@@ -210,7 +210,8 @@ class Pool:
             if endpoint is not None:
                 if endpoint.instance is instance:
                     continue
-                if endpoint.instance.address == instance.address:
+                before = endpoint.instance
+                if (before.address, before.protocol) == (instance.address, instance.protocol):
                     endpoint.instance = instance
                     continue
                 self._retire(endpoint)

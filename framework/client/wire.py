@@ -30,6 +30,10 @@ READY = grpc.ChannelConnectivity.READY
 TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
+LONGEST = 99_999_999.0
+"""Seconds that a call may take at most: eight digits, as the protocol has it. grpc takes much more for none."""
+
+
 def _unchanged() -> None:
     pass
 
@@ -212,6 +216,8 @@ class GrpcTransport:
                 )
             call.peer = self._address
             timeout = None if call.deadline is None else call.deadline - time()
+            if timeout is not None and timeout > LONGEST:
+                timeout = LONGEST
             return make(call, start, timeout) if request is None else make(call, start, timeout, request)
 
         if self.direct is None or kind is not unary:

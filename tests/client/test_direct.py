@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -86,8 +87,8 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
-def say(channel: Channel, size: int = 10) -> UnaryReply[BytesValue]:
-    return UnaryReply(channel.bind(SAY), SAY, BytesValue(value=bytes(size)), 10.0)
+def say(channel: Channel, size: int = 10, timeout: float = 10.0) -> UnaryReply[BytesValue]:
+    return UnaryReply(channel.bind(SAY), SAY, BytesValue(value=bytes(size)), timeout)
 
 
 async def test_a_call_goes_past_grpc() -> None:
@@ -123,6 +124,15 @@ async def test_it_can_be_turned_off() -> None:
     async with serving(direct=False) as (server, channel, _):
         await say(channel)
         assert server.ways == ["grpc"]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_timeout_may_be_as_long_as_anybody_likes(direct: bool) -> None:
+    """grpc itself takes one that is very long for one that has passed."""
+    async with serving(direct=direct) as (server, channel, _):
+        for timeout in (1e9, 1e30, 1e300, math.inf):
+            assert len((await say(channel, timeout=timeout)).value) == 10
+        assert server.ways == ["direct" if direct else "grpc"] * 4
 
 
 async def test_a_large_request_goes_through_grpc() -> None:

@@ -63,6 +63,11 @@ def settings(**values: int) -> bytes:
     return frame(http2.SETTINGS, 0, 0, b"".join(pairs))
 
 
+def page(stream: int) -> bytes:
+    """What a proxy says to people."""
+    return frame(http2.DATA, 0, stream, b"<html>") + frame(http2.DATA, http2.END_STREAM, stream, b"down")
+
+
 def well(stream: int) -> bytes:
     """A response that is as it should be."""
     return headers(stream, *RESPONSE) + message(stream) + headers(stream, *OK, end=True)
@@ -142,6 +147,15 @@ async def test_a_connection_takes_calls_once_the_peer_has_said_its_settings() ->
     assert (peer.call(), peer.connection.open) == (None, False)
     peer.says(settings())
     assert peer.changes == [True]
+    assert peer.call() is not None
+
+
+async def test_a_peer_that_greets_when_nobody_waits_for_it_any_more() -> None:
+    """Its settings come in the turn of the loop in which the wait for them was given up: they hold all the same."""
+    peer = Peer()
+    peer.connection.greeted.cancel()
+    peer.says(settings())
+    assert (peer.changes, peer.connection.broken) == ([True], "")
     assert peer.call() is not None
 
 
@@ -274,6 +288,30 @@ WRONG: dict[str, tuple[Callable[[], bytes], Code, str, bool]] = {
         lambda: headers(1, (":status", "503"), ("content-type", "text/html"), end=True),
         *(Code.UNAVAILABLE, "the response is no gRPC, but HTTP 503", True),
     ),
+    "proxy with a page": (
+        lambda: headers(1, (":status", "502"), ("content-type", "text/html")) + page(1),
+        *(Code.UNAVAILABLE, "the response is no gRPC, but HTTP 502", True),
+    ),
+    "proxy that wants a password": (
+        lambda: headers(1, (":status", "401"), ("content-type", "text/html")) + page(1),
+        *(Code.UNAUTHENTICATED, "the response is no gRPC, but HTTP 401", True),
+    ),
+    "page": (
+        lambda: headers(1, (":status", "200"), ("content-type", "text/html")) + page(1),
+        *(Code.UNKNOWN, "the response is no gRPC, but HTTP 200", True),
+    ),
+    "page of a proxy that speaks gRPC": (
+        lambda: headers(1, (":status", "503"), RESPONSE[1]) + headers(1, ("grpc-status", "5"), end=True),
+        *(Code.UNAVAILABLE, "the response is no gRPC, but HTTP 503", True),
+    ),
+    "status without a type": (
+        lambda: headers(1, (":status", "200"), ("grpc-status", "5"), ("grpc-message", "nope"), end=True),
+        *(Code.NOT_FOUND, "nope", True),
+    ),
+    "status beside one of HTTP": (
+        lambda: headers(1, (":status", "503"), ("grpc-status", "5"), ("grpc-message", "nope"), end=True),
+        *(Code.NOT_FOUND, "nope", True),
+    ),
     "not grpc": (
         lambda: headers(1, (":status", "404")) + headers(1, ("x", "y"), end=True),
         *(Code.UNIMPLEMENTED, "the response is no gRPC, but HTTP 404", True),
@@ -360,6 +398,21 @@ async def test_what_a_response_means_that_is_not_as_it_should_be(how: str) -> No
     assert (code, text, sent) == (answer.code, answer.message, answer.sent)
 
 
+async def test_nothing_more_is_wanted_of_a_response_that_is_no_grpc() -> None:
+    """The call has ended, the peer is told, and the connection takes the next one."""
+    peer = await open_peer()
+    answer = peer.called()
+    await peer.frames()
+    peer.says(headers(1, (":status", "503"), ("content-type", "text/html")))
+    assert (answer.arrived.done(), answer.code) == (True, Code.UNAVAILABLE)
+    assert await peer.frames() == [(http2.RST_STREAM, 0, 1, struct.pack(">I", http2.CANCEL))]
+    peer.says(page(1))
+    answer = peer.called()
+    peer.says(well(3))
+    await answer.arrived
+    assert (answer.code, answer.body, peer.connection.broken) == (Code.OK, b"reply", "")
+
+
 async def test_a_lost_connection_fails_what_is_out() -> None:
     """Nobody knows what became of it, and no more is taken."""
     peer = await open_peer()
@@ -424,6 +477,16 @@ async def test_metadata_that_grpc_cannot_send_is_left_to_grpc(pair: Any) -> None
     """It knows what to say."""
     peer = await open_peer()
     assert peer.call(b"", (pair,)) is None
+
+
+@pytest.mark.parametrize("key", ["user-agent", "content-length"])
+async def test_metadata_that_grpc_keeps_to_itself_is_not_sent(key: str) -> None:
+    """A length that is not the request's would make the peer refuse the call."""
+    peer = await open_peer()
+    assert peer.call(b"", ((key, "3"), ("x-a", "b"))) is not None
+    [(_, _, _, head), _] = await peer.frames()
+    assert decoded(head)[-1] == ("x-a", "b")
+    assert (key, "3") not in decoded(head)
 
 
 async def test_a_call_that_is_given_up_is_told_to_the_peer() -> None:

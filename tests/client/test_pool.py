@@ -157,6 +157,19 @@ async def test_instance_that_says_something_new_of_itself() -> None:
         assert (endpoint.instance.address, first.closed) == ("elsewhere:2", True)
 
 
+async def test_instance_that_speaks_something_else_from_now_on() -> None:
+    """It is dialled anew, as its protocol says how."""
+    async with site() as here:
+        here.watch.tell(instance("a"))
+        await asyncio.sleep(0.001)
+        first = here.at("a")
+        here.watch.tell(instance("a", protocol="grpcs"))
+        await asyncio.sleep(0.001)
+        [endpoint] = here.pool.endpoints
+        assert (endpoint.transport is first, first.closed) == (False, True)
+        assert (endpoint.transport, endpoint.instance.protocol) == (here.at("a"), "grpcs")
+
+
 async def test_vanished_instance_finishes_its_calls() -> None:
     """An instance that the registry drops gets no new calls, ends those it has, and is closed after the last."""
     async with site() as here:

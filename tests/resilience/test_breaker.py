@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.call import ABANDONED, OK, Outcome
-from framework.client.breaker import UNCOUNTED, Breaker, State, Treatment, treatment
+from framework.client.breaker import UNCOUNTED, Begun, Breaker, State, Treatment, treatment
 from framework.errors import Code, ConfigError, Unavailable
 from framework.policy import BreakerSettings
 
@@ -300,6 +301,86 @@ def test_treatment_of_outcomes_that_occur() -> None:
     assert [treatment(outcome) for outcome in outcomes] == [SUCCESS, IGNORED, FAILURE, FAILURE]
 
 
+def test_a_stream_that_begins_is_a_probe_that_succeeds() -> None:
+    """It may go on for hours: the endpoint is well."""
+    breaker = opened()
+    stream = breaker.begun(5.1, breaker.begin(5.0), 0.1)
+    assert breaker.state(100.0) is State.CLOSED
+    assert not breaker.broke(100.0, stream, IGNORED)
+    assert (breaker.state(100.0), breaker.row) == (State.CLOSED, 0)
+    assert not breaker.broke(100.0, stream, F)  # its beginning is forgotten: one more call
+    assert repr(breaker) == "<Breaker closed: 1 of 1 failed, 1 in a row>"
+
+
+@pytest.mark.parametrize(("broken", "state"), [(F, State.OPEN), (R, State.OPEN), (IGNORED, State.HALF_OPEN)])
+def test_a_stream_that_breaks_while_others_are_probed_fails_the_probe(broken: Treatment, state: State) -> None:
+    """It was one of them."""
+    breaker = opened(probes=2)
+    stream = breaker.begun(5.1, breaker.begin(5.0), 0.1)
+    assert breaker.state(5.2) is State.HALF_OPEN
+    breaker.broke(5.2, stream, broken)
+    assert breaker.state(5.2) is state
+
+
+def test_streams_that_begin_and_break_are_failures_in_a_row() -> None:
+    """Their beginning is taken back, in the row and in the rate; one that stays between them begins the row anew."""
+    breaker = make()
+    for _ in range(4):
+        assert breaker.broke(0.0, breaker.begun(0.0, breaker.begin(0.0), 0.1), F)
+    assert repr(breaker) == "<Breaker closed: 4 of 4 failed, 4 in a row>"
+    breaker.begun(0.0, breaker.begin(0.0), 0.1)
+    for row in range(4):
+        assert breaker.row == row
+        breaker.broke(0.0, breaker.begun(0.0, breaker.begin(0.0), 0.1), F)
+    assert breaker.broke(0.0, breaker.begun(0.0, breaker.begin(0.0), 0.1), F)
+    assert (breaker.state(0.0), breaker.reason) == (State.OPEN, "5 failures in a row")
+
+
+def test_a_stream_that_ends_exhausted_is_no_failure_in_a_row_and_does_not_end_one() -> None:
+    """The failures before it began and those since are one row."""
+    breaker = make()
+    run(breaker, 0.0, F, F, F)
+    stream = breaker.begun(0.0, breaker.begin(0.0), 0.1)
+    assert run(breaker, 0.0, F) is State.CLOSED
+    breaker.broke(0.0, stream, R)
+    assert (breaker.state(0.0), breaker.row) == (State.CLOSED, 4)
+    assert run(breaker, 0.0, F) is State.OPEN
+
+
+def test_a_stream_that_breaks_long_after_others_succeeded_is_one_failure() -> None:
+    """What was in a row before it began is over."""
+    breaker = make()
+    run(breaker, 0.0, F, F, F, F)
+    stream = breaker.begun(0.0, breaker.begin(0.0), 0.1)
+    run(breaker, 1.0, S)
+    breaker.broke(2.0, stream, F)
+    assert repr(breaker) == "<Breaker closed: 5 of 6 failed, 1 in a row>"
+
+
+@pytest.mark.parametrize(
+    ("consecutive", "broken", "reason"), [(5, 5, "5 failures in a row"), (0, 20, "20 of 40 calls within 10s failed")]
+)
+def test_many_streams_that_break_at_once(consecutive: int, broken: int, reason: str) -> None:
+    """Failures in a row, however well they had begun; a rate, where the row does not count."""
+    breaker = make(consecutive=consecutive)
+    for number, stream in enumerate([breaker.begun(0.0, breaker.begin(0.0), 0.1) for _ in range(40)]):
+        assert breaker.closed is (number < broken)
+        breaker.broke(1.0, stream, F)
+    assert breaker.reason == reason
+
+
+def test_a_stream_that_was_not_counted_when_it_began_is_not_when_it_breaks() -> None:
+    """It was made although the breaker was open, or in an earlier state."""
+    breaker = opened()
+    uncounted = breaker.begun(1.0, breaker.begin(1.0), 0.1)
+    assert uncounted.permit == UNCOUNTED
+    earlier = breaker.begun(1.0, breaker.generation - 1, 0.1)
+    run(breaker, 5.0, S)
+    for stream in (uncounted, earlier):
+        assert not breaker.broke(6.0, stream, F)
+    assert (breaker.state(6.0), breaker.row) == (State.CLOSED, 0)
+
+
 def test_repr() -> None:
     """It says the state, and why."""
     breaker = make()
@@ -337,17 +418,16 @@ EVENTS = st.one_of(
     st.floats(0, 30),
     st.just("begin"),
     st.tuples(st.integers(0, 50), st.sampled_from(Treatment)),
+    st.tuples(st.sampled_from(("begun", "broke")), st.integers(0, 50), st.sampled_from(Treatment)),
 )
 
 
 @given(st.lists(EVENTS, max_size=200), st.integers(1, 3), st.integers())
-def test_permits_are_never_negative_and_available_never_lies(
-    events: list[float | str | tuple[int, Treatment]], probes: int, seed: int
-) -> None:
+def test_permits_are_never_negative_and_available_never_lies(events: list[Any], probes: int, seed: int) -> None:
     """Whatever happens: at most `probes` are out, `begin` agrees with `available`, and no state is for ever."""
     settings = BreakerSettings(consecutive=2, probes=probes, open_max=40)
     breaker = Breaker(settings, random.Random(seed))
-    now, out = 0.0, list[int]()
+    now, out, streams = 0.0, list[int](), list[Begun]()
     for event in events:
         if isinstance(event, float):
             now += event
@@ -356,11 +436,18 @@ def test_permits_are_never_negative_and_available_never_lies(
             permit = breaker.begin(now)
             assert available == (permit != UNCOUNTED)
             out.append(permit)
+        elif event[0] == "begun":
+            if out:
+                streams.append(breaker.begun(now, out.pop(event[1] % len(out)), 0.1))
+        elif event[0] == "broke":
+            if streams:
+                breaker.broke(now, streams.pop(event[1] % len(streams)), event[2])
         elif out:
             breaker.end(now, out.pop(event[0] % len(out)), event[1], 0.1)
         assert 0 <= breaker._permits <= breaker._wanted <= probes
         if breaker.state(now) is State.HALF_OPEN:
             assert breaker._wanted - breaker._permits == out.count(breaker.generation)
+        assert breaker._settings.consecutive > breaker.row >= 0
     assert breaker.available(now + settings.probe_wait + settings.open_max)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -329,7 +331,7 @@ async def test_streams_that_break_count() -> None:
         here.own[bad] = fails(replies=2, pause=0.01)
         await calls(here, 30, "UnaryStream")
         assert states(here)[0] is State.OPEN
-        assert at(here, bad).host.failures == 5
+        assert (at(here, bad).host.failures, at(here, bad).host.successes) == (5, 0)
 
 
 async def test_streams_that_are_closed_do_not() -> None:
@@ -341,6 +343,39 @@ async def test_streams_that_are_closed_do_not() -> None:
                 await anext(stream)
         assert states(here) == [State.CLOSED] * 3
         assert [at(here, peer).host.failures for peer in names(here)] == [0, 0, 0]
+
+
+async def test_long_stream_as_the_probe() -> None:
+    """With its first reply the instance is back, though the stream goes on; it gets its share at once."""
+    settings = BreakerSettings(probe_wait=3.0)
+    async with lab(3, breaker=settings, **PLAIN) as here:
+        bad = names(here)[0]
+        here.own[bad] = fails()
+        await calls(here, 30)
+        here.script(fails(replies=1, pause=1000))
+        here.own.clear()
+        await asyncio.sleep(10)
+        async with AsyncExitStack() as streams:
+            for _ in range(12):
+                stream = await streams.enter_async_context(here.start("UnaryStream"))
+                assert (await anext(stream)).value == "0"
+            assert states(here) == [State.CLOSED] * 3
+            assert Counter(here.peers)[bad] >= 3
+            await asyncio.sleep(20)
+            assert states(here) == [State.CLOSED] * 3
+
+
+async def test_few_of_many_streams_that_are_closed_fail() -> None:
+    """Each that begins ends the row of failures, and counts for its instance among the others."""
+    async with lab(3, **PLAIN) as here:
+        for number in range(80):
+            here.script(fails() if number % 8 < 2 else fails(replies=2, pause=1000))
+            with contextlib.suppress(Unavailable):
+                async with here.start("UnaryStream") as stream:
+                    await anext(stream)
+        assert states(here) == [State.CLOSED] * 3
+        hosts = [at(here, peer).host for peer in names(here)]
+        assert [sum(host.failures for host in hosts), sum(host.successes for host in hosts)] == [20, 60]
 
 
 async def test_panic(caplog: pytest.LogCaptureFixture) -> None:

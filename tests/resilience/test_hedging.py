@@ -219,12 +219,35 @@ async def test_no_time_left() -> None:
         assert len(here.calls) == 1
 
 
-async def test_server_that_asks_not_to() -> None:
-    """After a pushback no more hedges are sent; the call waits for those that are out."""
+@pytest.mark.parametrize(
+    ("code", "pushback"),
+    [
+        *((Code.UNAVAILABLE, "-1"), (Code.UNAVAILABLE, "50")),
+        *((Code.RESOURCE_EXHAUSTED, "-1"), (Code.RESOURCE_EXHAUSTED, "50"), (Code.RESOURCE_EXHAUSTED, "")),
+    ],
+)
+async def test_server_that_asks_not_to(code: Code, pushback: str) -> None:
+    """After a pushback, or a server without room, no more hedges are sent; the call waits for those that are out."""
     async with lab(6, hedge=HALF) as here:
-        here.script(says("first", after=2.0), fails(pushback="-1"), says("late"))
+        here.script(says("first", after=2.0), fails(code, pushback=pushback), says("late"))
         assert await here.call(timeout=5) == "first"
         assert len(here.calls) == 2
+    async with lab(6, hedge=HALF) as here:
+        here.script(fails(code, after=1.0, pushback=pushback), says("hedge", after=1.0), says("late", after=5.0))
+        assert await here.call(timeout=5) == "hedge"
+
+
+@pytest.mark.parametrize(("pushback", "calls"), [("-1", 2), ("", 2), ("50", 3)])
+async def test_no_server_has_room(pushback: str, calls: int) -> None:
+    """When the last one that is out has failed, retries take over: they go by what that one said."""
+    async with lab(6, hedge=SOON, retry=QUICK) as here:
+        full = fails(Code.RESOURCE_EXHAUSTED, after=0.15, pushback=pushback)
+        here.script(full, full, says("third"))
+        if calls == 3:
+            assert await here.call(timeout=5) == "third"
+        else:
+            assert (await here.fail(timeout=5)).code is Code.RESOURCE_EXHAUSTED
+        assert len(here.calls) == calls
 
 
 async def test_all_fail() -> None:
@@ -371,6 +394,49 @@ async def test_first_attempt_that_was_not_sent() -> None:
         assert asyncio.get_running_loop().time() - start == pytest.approx(0.1, abs=0.001)
         assert sorted(picks.values()) == [1, 1]
         await channel.close()
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_first_attempt_that_finds_no_other_endpoint(given_up: bool) -> None:
+    """It looks for one until the hedge has its answer: that is the reply, at once. Who cancels has cancelled both."""
+    transports = {name: FakeTransport() for name in ("e0", "e1")}
+    pool = Pool(
+        *("catalog", Told(), lambda one: transports[one.id], ClientSettings()), where="here", rng=random.Random(1)
+    )
+    pool.apply({name: Instance(name, "catalog", f"{name}:1") for name in transports})
+    seen: list[Call] = []
+
+    async def answer(call: Call) -> str:
+        seen.append(call)
+        if len(seen) > 1:
+            await asyncio.sleep(0.1)
+            return "hedge"
+        await asyncio.sleep(0.15)
+        for transport in transports.values():
+            transport.become()
+        raise Unavailable("the connection is gone", sent=False)
+
+    for transport in transports.values():
+        transport.answer = answer
+    settings = ClientSettings(hedge=SOON)
+    method = Method("shop.Catalog", "Get", str, str, idempotency=Idempotency.IDEMPOTENT)
+    async with ServiceChannel(pool, settings, rng=random.Random(1)) as channel:
+        start, tasks = asyncio.get_running_loop().time(), asyncio.all_tasks()
+        call = asyncio.ensure_future(_made(channel, method))
+        await asyncio.sleep(0.16)
+        assert not call.done()
+        if given_up:
+            await cancelled(call)
+        else:
+            assert await call == "hedge"
+            assert asyncio.get_running_loop().time() - start == pytest.approx(0.2, abs=0.001)
+        await asyncio.sleep(0.001)
+        assert asyncio.all_tasks() - tasks - {pool._follower} == set()
+        assert [endpoint.pending for endpoint in pool.endpoints] == [0, 0]
+
+
+async def _made(channel: ServiceChannel, method: Method[str, str]) -> str:
+    return await UnaryReply(channel.bind(method), method, "a", 3.0)
 
 
 async def test_hanging_instance_is_found_by_its_hedges() -> None:

@@ -301,3 +301,13 @@ async def test_messages_too_large_for_the_client(wire: str, method: str) -> None
         errors = [await here.fail(method) for _ in range(24)]
         assert {type(error) for error in errors} == {MessageTooLarge}
         assert [endpoint.breaker.closed for endpoint in here.endpoints] == [True] * 3
+
+
+async def test_reply_of_a_hedge_that_is_too_large(wire: str) -> None:
+    """It would be from the others as well: that is the error, and nobody waits for them."""
+    if wire == "memory":
+        pytest.skip("messages have any size there")
+    async with lab(wire=wire, max_message=1024, hedge=HedgeSettings(delay=0.05)) as here:
+        here.script(hangs(), says("x" * 2000))
+        assert isinstance(await here.fail(timeout=10), MessageTooLarge)
+        assert len(here.calls) == 2
