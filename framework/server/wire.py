@@ -30,8 +30,10 @@ server_context.END_OF_STREAM = grpc.aio.EOF
 GRACE = 0.5
 """Seconds that grpc has to cancel the handler of a call on which it refused to send."""
 
-PENDING = 1000
-"""Calls that grpc keeps before they are handed over; of more it refuses some, and of twice as many all."""
+PENDING, MOST_PENDING = 20_000, 25_000
+"""Calls that grpc keeps before they are handed over; of more than the first it refuses some, of more than the second all:
+as CANCELLED and unseen by us, so that no caller is told to come back. So they only bound memory, of which a call takes
+some 16 kB, and are far more than clients have out in a burst: who is too many is for the gate and the limiter to say."""
 
 LEAST_PING_INTERVAL = 900
 """Milliseconds between a client's pings, less than the second that `keepalive.interval` is at least; who pings more
@@ -392,7 +394,7 @@ async def listen(
                 if pipeline.limiter is None
                 else (
                     ("grpc.server.max_pending_requests", PENDING),
-                    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
+                    ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
                 )
             ),
         ),

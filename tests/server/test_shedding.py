@@ -230,6 +230,30 @@ async def test_case_29_expired_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> 
     assert held.started == 0
 
 
+async def test_a_burst_that_waits_in_grpc() -> None:
+    """Four clients call a thousand times at once while the loop is busy: nobody's call is thrown away unseen."""
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+    held = Held()
+    held.go.set()
+    async with serving(held, LimiterSettings()) as (server, _):
+        channels = [grpc.insecure_channel(server.address, options=options) for _ in range(4)]
+        try:
+            ready = [grpc.channel_ready_future(channel) for channel in channels]
+            await asyncio.gather(*(asyncio.to_thread(each.result, 10) for each in ready))
+            # The loop does not look meanwhile; grpc's threads do.
+            calls = [
+                channel.unary_unary(METHOD.path).future(text("a").SerializeToString(), timeout=30.0)
+                for channel in channels
+                for _ in range(1000)
+            ]
+            codes = Counter(await asyncio.gather(*(asyncio.to_thread(call.code) for call in calls)))
+        finally:
+            for channel in channels:
+                channel.close()
+    assert codes.total() == 4000
+    assert codes.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}, codes
+
+
 @pytest.mark.parametrize(("remaining", "expected"), [(0.05, DeadlineExceeded), (5.0, type(None)), (None, type(None))])
 async def test_a_call_that_can_hardly_be_answered_in_time_is_given_up(remaining: float | None, expected: Any) -> None:
     """With less left than half of the calls need, and others behind it."""
