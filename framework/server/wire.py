@@ -31,9 +31,9 @@ GRACE = 0.5
 """Seconds that grpc has to cancel the handler of a call on which it refused to send."""
 
 PENDING, MOST_PENDING = 20_000, 25_000
-"""Calls that grpc keeps before they are handed over; of more than the first it refuses some, of more than the second all:
-as CANCELLED and unseen by us, so that no caller is told to come back. So they only bound memory, of which a call takes
-some 16 kB, and are far more than clients have out in a burst: who is too many is for the gate and the limiter to say."""
+"""Calls that grpc keeps before they are handed over; of more than the first it refuses some, of more than the second
+all: as CANCELLED and unseen by us, so that no caller is told to come back. So they only bound memory, of which a call
+takes some 16 kB, and are more than clients have out in a burst: who is too many is for gate and limiter to say."""
 
 LEAST_PING_INTERVAL = 900
 """Milliseconds between a client's pings, less than the second that `keepalive.interval` is at least; who pings more
@@ -365,11 +365,13 @@ async def listen(
     guard_loop()
     host, port, limits = settings.host, settings.port, settings.limits
     ageing: list[tuple[str, int]] = []
-    if settings.max_connection_age is not None:
-        ageing.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
-        ageing.append(("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace * 1000)))
-    elif shared_for is not None:
-        ageing.append(("grpc.max_connection_age_ms", int(shared_for * 1000)))
+    oldest = settings.max_connection_age
+    ages = [age for age in (oldest, shared_for) if age is not None]
+    if ages:
+        ageing.append(("grpc.max_connection_age_ms", int(min(ages) * 1000)))
+    if oldest is not None:  # who has to leave before that does not lose its calls for it
+        grace = oldest - min(ages) + settings.max_connection_age_grace
+        ageing.append(("grpc.max_connection_age_grace_ms", int(grace * 1000)))
     server = grpc.aio.server(
         handlers=(_Handlers(pipeline, limits.metadata, alone=not interceptors),),
         interceptors=tuple(interceptors),
