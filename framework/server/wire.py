@@ -21,6 +21,7 @@ from framework.details import ORIGIN
 from framework.errors import Code, ConfigError, RpcError
 from framework.identity import Peer
 from framework.loop import guard_loop
+from framework.metadata import unwelcome
 from framework.server import context as server_context
 from framework.server.context import ServerCall, incoming_call
 from framework.server.gate import arrival
@@ -263,15 +264,11 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             return grpc.stream_stream_rpc_method_handler(stream_stream)
 
 
-PAIR = 32
-"""Bytes that a pair of metadata counts beside its key and value. Source: RFC 9113, section 6.5.2."""
-
-
 class _Handlers(grpc.GenericRpcHandler):
     """Finds the handler of a call, once its metadata has been looked at.
 
     grpc holds metadata to its limit only when the client has confirmed that it knows of it, which a hostile one never
-    does, and lets every byte through in values: line ends in a log or in a header that is passed on.
+    does, and lets every byte through in values.
 
     Args:
         most: bytes that the metadata of a call may have.
@@ -288,24 +285,18 @@ class _Handlers(grpc.GenericRpcHandler):
     def service(self, details: Any) -> Any:
         metadata = details.invocation_metadata
         self._arrived(metadata if self._alone else None)  # asked for once more, grpc would make it once more
-        size = 0
-        for key, value in metadata:
-            size += len(key) + len(value) + PAIR
-            if value.__class__ is str and not (value.isascii() and value.isprintable()):
-                return self._refused(Code.INVALID_ARGUMENT, f"metadata {key} is not printable ASCII")
-        if size > self._most:
-            told = f"the metadata has {size} bytes, the server takes up to {self._most} (`limits.metadata`)"
-            return self._refused(Code.RESOURCE_EXHAUSTED, told)
+        if (unfit := unwelcome(metadata, self._most)) is not None:
+            return self._refused(unfit)
         handler = self._handlers.get(details.method)
         if handler is None:
             self._turned_away(Code.UNIMPLEMENTED)
         return handler
 
-    def _refused(self, code: Code, message: str) -> Any:
-        self._turned_away(code)
+    def _refused(self, error: RpcError) -> Any:
+        self._turned_away(error.code)
 
         async def refuse(_: Any, context: Any) -> None:
-            await context.abort(_STATUS[code.value], message, ((ORIGIN, "server"),))
+            await context.abort(_STATUS[error.code.value], error.message, ((ORIGIN, "server"),))
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # which takes calls of every arity, and reads nothing
 
