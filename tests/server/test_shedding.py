@@ -295,9 +295,7 @@ async def test_a_burst_that_waits_in_grpc() -> None:
             # The loop does not look meanwhile; grpc's threads do.
             methods: list[Any] = [channel.unary_unary(METHOD.path) for channel in channels]
             calls = [
-                method.future(text("a").SerializeToString(), timeout=30.0)
-                for method in methods
-                for _ in range(1000)
+                method.future(text("a").SerializeToString(), timeout=30.0) for method in methods for _ in range(1000)
             ]
             codes = Counter(await asyncio.gather(*(asyncio.to_thread(call.code) for call in calls)))
         finally:
