@@ -96,12 +96,14 @@ class ServerLimits(Table):
     Attributes:
         metadata: bytes of a call's metadata, 32 for each pair included.
         streams: calls at a time on one connection; a client opens no more.
+        open_streams: calls that stream, of all connections together, over HTTP too; more are refused.
         connections: open at the same time; more are turned away.
         handshake: seconds in which a new connection has to speak HTTP/2.
     """
 
     metadata: int = setting(16 << 10, integer(1024, 2**24))
     streams: int = setting(1000, integer(1, 2**31 - 1))
+    open_streams: int = setting(10_000, integer(1, 2**31 - 1))
     connections: int = setting(10_000, integer(1, 2**31 - 1))
     handshake: float = setting(10.0, period)
 

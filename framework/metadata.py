@@ -1,4 +1,7 @@
-"""What gRPC can send as metadata, checked where it is set, so that a mistake is told by name and not by the wire."""
+"""What gRPC can send as metadata, checked where it is set, so that a mistake is told by name and not by the wire.
+
+And what a server takes, whatever lets every byte through below it: line ends in a log or in a header that is passed on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from framework.call import Metadata
+from framework.errors import InvalidArgument, ResourceExhausted, RpcError
+
+PAIR = 32
+"""Bytes that a pair of metadata counts beside its key and value. Source: RFC 9113, section 6.5.2."""
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[ -~]*")
@@ -38,3 +45,19 @@ def pairs(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
             raise ValueError(f"metadata {key} must be printable ASCII; send other text as bytes, under {key}-bin")
         checked.append((key, value))
     return tuple(checked)
+
+
+def unwelcome(metadata: Iterable[tuple[str, str | bytes]], most: int) -> RpcError | None:
+    """Why a server does not take the metadata of a call; None when it does.
+
+    Args:
+        most: bytes that it may have.
+    """
+    size = 0
+    for key, value in metadata:
+        size += len(key) + len(value) + PAIR
+        if value.__class__ is str and not (value.isascii() and value.isprintable()):
+            return InvalidArgument(f"metadata {key} is not printable ASCII")
+    if size > most:
+        return ResourceExhausted(f"the metadata has {size} bytes, the server takes up to {most} (`limits.metadata`)")
+    return None

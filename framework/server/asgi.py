@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 
 from framework.config import Settings, active
 from framework.errors import DeadlineExceeded, Internal, RpcError, Unimplemented
+from framework.metadata import unwelcome
 from framework.server.asgi_wire import FINE, START, AsgiWire, Gone, Requests, Scope, Send, trailers_of
 from framework.server.context import ServerCall, incoming_call
 from framework.server.pipeline import Pipeline
@@ -65,12 +66,14 @@ class GrpcApp:
         self._pipeline = pipeline
         self._settings = settings
         self._limit = settings.server.max_message
+        self._most = settings.server.limits.metadata
         self._other = other
         self._bound = {bound.method.path: bound for bound in pipeline.methods}
         self._names: dict[bytes, str | int] = dict(_NAMES)
         self._loop = asyncio.get_running_loop()
         self._young: set[ServerCall] = set()
         self._watched: set[ServerCall] = set()
+        self._answering: set[asyncio.Task[None]] = set()
         self.presence = Presence(self._loop, self._look)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,9 +102,12 @@ class GrpcApp:
             await self._other(scope, receive, send)
             return
         wire = AsgiWire(scope, receive, send, self._limit, encoding)
+        unfit = unwelcome(pairs, self._most)
         bound = self._bound.get(scope["path"])
-        if bound is None or timeout is not None or encoding is not None:
+        if unfit is not None or bound is None or timeout is not None or encoding is not None:
             try:
+                if unfit is not None:
+                    raise unfit
                 if bound is None:
                     raise Unimplemented(f"there is no method {scope['path'][:200]}")
                 deadline = None if timeout is None else self._pipeline.time() + _seconds(timeout)
@@ -120,22 +126,23 @@ class GrpcApp:
         timer = raw = None
         streams = bound.method.server_streaming
         try:
+            if deadline is not None:
+                timer = self._loop.call_at(deadline, self._expire, call)
             if bound.method.client_streaming:
                 call.request = Requests(wire, bound.decode)
             else:
                 message = await receive()
                 wire.complete = not message.get("more_body", False)
                 raw = _only(message["body"]) if wire.complete and message["type"] == "http.request" else None
-                if raw is None or len(raw) > self._limit:
+                if raw is None or len(raw) > self._limit or call.expelled is not None:
                     raw = await wire.only(message)
-            if deadline is not None:
-                timer = self._loop.call_at(deadline, _expire, call)
             if streams:
                 await self._pipeline.stream(bound, call, raw, wire.write)
             else:
                 raw = await self._pipeline.answer(bound, call, raw)
         except RpcError as error:
-            await wire.fail(call, error)
+            if call.expelled is None or call.outcome is not None:  # else it has been answered
+                await wire.fail(call, error)
             return
         except Gone:
             return
@@ -155,6 +162,15 @@ class GrpcApp:
             await send(FINE if not call.trailer else trailers_of(0, "", call.trailer))
         except OSError:
             pass  # the client has gone, and the call has ended all the same
+
+    def _expire(self, call: ServerCall) -> None:
+        error = DeadlineExceeded("the deadline has passed")
+        call.expel(error)
+        if call.task is None and call.outcome is None:  # its request is still coming, and is not to be waited for
+            self._pipeline.turned_away(error.code)
+            answering = self._loop.create_task(call.wire.overdue(call, error))
+            self._answering.add(answering)
+            answering.add_done_callback(self._answering.discard)
 
     def _learn(self, raw: bytes) -> str | int:
         name = raw.decode("latin-1")
@@ -204,7 +220,3 @@ def _binary(name: str, raw: bytes) -> Iterable[tuple[str, bytes]]:
             yield name, base64.b64decode(part + b"=" * (-len(part) % 4), validate=True)
         except (binascii.Error, ValueError):
             continue
-
-
-def _expire(call: ServerCall) -> None:
-    call.expel(DeadlineExceeded("the deadline has passed"))

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from framework.call import ABANDONED, OK, Metadata, Outcome, Stream
 from framework.details import ORIGIN
 from framework.errors import Code, Internal, MessageTooLarge, RpcError, Unimplemented, error_for
+from framework.identity import Peer
 from framework.server.context import ServerCall
 from framework.server.pipeline import Broken, internal, status_of
 from framework.server.presence import Receive
@@ -127,7 +128,7 @@ class AsgiWire:
         parts: list[bytes] = []
         size = 0
         while True:
-            if message["type"] == "http.disconnect":
+            if message["type"] == "http.disconnect" or self._gone:
                 raise Gone
             parts.append(message.get("body", b""))
             size += len(parts[-1])
@@ -319,6 +320,11 @@ class AsgiWire:
             sent = trailers_of(error.code, error.message, ())
         await self._end(call.header, sent)
 
+    async def overdue(self, call: ServerCall, error: RpcError) -> None:
+        """Answer a call whose request has not come in time; whoever reads it is to stop with the next piece."""
+        self._gone = True
+        await self.fail(call, error)
+
     async def refuse(self, error: RpcError) -> None:
         """Send why there is no call."""
         sent = trailers_of(error.code, error.message, ())
@@ -355,6 +361,9 @@ class AsgiWire:
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         return {}
+
+    def peer_identity(self) -> Peer | None:
+        return None  # the certificate is the server's, and ASGI has no word for it
 
     def set_compression(self, compression: Any) -> None:
         if self.started:

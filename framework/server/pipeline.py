@@ -130,6 +130,7 @@ class Pipeline:
         limits = self._settings.limiter
         self.limiter = Limiter(limits, random.Random()) if limits.maximum else None
         self.gate = Gate(self._clock, self._loop.call_soon)
+        self._streams = 0  # in flight; no limiter counts them
         self._refused = [0] * len(Criticality)
         self._shed = [0] * len(Criticality)
         self._told = -math.inf  # when the log last heard of refused calls
@@ -214,8 +215,8 @@ class Pipeline:
         yield SERVER_IN_FLIGHT, (), float(len(self.calls))
         if self.limiter is not None:
             yield SERVER_LIMIT, (), float(self.limiter.limit)
-            for level, count in zip(Criticality, self._shed, strict=True):
-                yield SERVER_SHED, (("criticality", level.name),), float(count)
+        for level, count in zip(Criticality, self._shed, strict=True):
+            yield SERVER_SHED, (("criticality", level.name),), float(count)
 
     def close(self) -> None:
         """Nothing is served any more."""
@@ -241,8 +242,10 @@ class Pipeline:
                 level = CRITICAL
             crowded = self.gate.line and self.gate.wait >= self._settings.limiter.wait * SHARES[level] / 100
             if crowded or not limiter.admit(level):
-                raise self._refuse(limiter, bound, call, level)
+                raise self._refuse_call(limiter, call, level)
             start = clock()
+        elif bound.method.client_streaming:
+            self._count_stream(call)
         try:
             call.task = task = cast("asyncio.Task[Any]", asyncio.current_task(self._loop))
             self.calls.add(call)
@@ -301,8 +304,28 @@ class Pipeline:
                 f" which takes {usual * 1000:.0f} ms"
             )
 
-    def _refuse(self, limiter: Limiter, bound: Bound, call: ServerCall, level: Criticality) -> ResourceExhausted:
+    def _refuse_call(self, limiter: Limiter, call: ServerCall, level: Criticality) -> ResourceExhausted:
         call.pushback = round(limiter.pushback() * 1000)
+        in_flight, limit = limiter.in_flight, limiter.limit
+        told = f"{level.name} calls get {SHARES[level]}% (`limiter` in the settings)"
+        return self._refuse(call, level, f"{in_flight} calls in flight of {limit}; {told}", "calls", in_flight, limit)
+
+    def _count_stream(self, call: ServerCall) -> None:
+        """One more call that streams, until it ends. Raises ResourceExhausted when there are too many."""
+        in_flight, limit = self._streams, self._settings.limits.open_streams
+        if in_flight >= limit:
+            told = f"{in_flight} streams are open of {limit} (`limits.open_streams` in the settings)"
+            level = CRITICAL if call.criticality is None else call.criticality
+            raise self._refuse(call, level, told, "streams", in_flight, limit)
+        self._streams = in_flight + 1
+        call.on_end(self._uncount_stream)
+
+    def _uncount_stream(self, outcome: Outcome) -> None:
+        self._streams -= 1
+
+    def _refuse(
+        self, call: ServerCall, level: Criticality, why: str, what: str, in_flight: int, limit: int
+    ) -> ResourceExhausted:
         self._refused[level] += 1
         self._shed[level] += 1
         now = self._clock()
@@ -310,15 +333,10 @@ class Pipeline:
             counts = ", ".join(
                 f"{count} {level.name}" for level, count in zip(Criticality, self._refused, strict=True) if count
             )
-            log.warning(
-                "overloaded: refused %s; %d calls in flight, limit %d", counts, limiter.in_flight, limiter.limit
-            )
+            log.warning("overloaded: refused %s; %d %s in flight, limit %d", counts, in_flight, what, limit)
             self._refused = [0] * len(Criticality)
             self._told = now
-        error = ResourceExhausted(
-            f"the server is overloaded: {limiter.in_flight} calls in flight of {limiter.limit}; {level.name} calls get"
-            f" {SHARES[level]}% (`limiter` in the settings)"
-        )
+        error = ResourceExhausted(f"the server is overloaded: {why}")
         call.end(Outcome(error.code, error, remote=False))
         return error
 
@@ -366,6 +384,7 @@ class Pipeline:
             log.exception("a handler failed while its abandoned stream was closed")
 
     def _begin(self, bound: Bound, call: ServerCall) -> None:
+        self._count_stream(call)
         call.task = asyncio.current_task(self._loop)
         current.set(call)
         self.calls.add(call)

@@ -21,6 +21,7 @@ from framework.details import ORIGIN
 from framework.errors import Code, ConfigError, RpcError
 from framework.identity import Peer
 from framework.loop import guard_loop
+from framework.metadata import unwelcome
 from framework.server import context as server_context
 from framework.server.context import ServerCall, incoming_call
 from framework.server.gate import arrival
@@ -30,8 +31,10 @@ server_context.END_OF_STREAM = grpc.aio.EOF
 GRACE = 0.5
 """Seconds that grpc has to cancel the handler of a call on which it refused to send."""
 
-PENDING = 1000
-"""Calls that grpc keeps before they are handed over; of more it refuses some, and of twice as many all."""
+PENDING, MOST_PENDING = 20_000, 25_000
+"""Calls that grpc keeps before they are handed over; of more than the first it refuses some, of more than the second
+all: as CANCELLED and unseen by us, so that no caller is told to come back. So they only bound memory, of which a call
+takes some 16 kB, and are more than clients have out in a burst: who is too many is for gate and limiter to say."""
 
 LEAST_PING_INTERVAL = 900
 """Milliseconds between a client's pings, less than the second that `keepalive.interval` is at least; who pings more
@@ -261,15 +264,11 @@ def method_handler(pipeline: Pipeline, bound: Bound) -> grpc.RpcMethodHandler[An
             return grpc.stream_stream_rpc_method_handler(stream_stream)
 
 
-PAIR = 32
-"""Bytes that a pair of metadata counts beside its key and value. Source: RFC 9113, section 6.5.2."""
-
-
 class _Handlers(grpc.GenericRpcHandler):
     """Finds the handler of a call, once its metadata has been looked at.
 
     grpc holds metadata to its limit only when the client has confirmed that it knows of it, which a hostile one never
-    does, and lets every byte through in values: line ends in a log or in a header that is passed on.
+    does, and lets every byte through in values.
 
     Args:
         most: bytes that the metadata of a call may have.
@@ -286,24 +285,18 @@ class _Handlers(grpc.GenericRpcHandler):
     def service(self, details: Any) -> Any:
         metadata = details.invocation_metadata
         self._arrived(metadata if self._alone else None)  # asked for once more, grpc would make it once more
-        size = 0
-        for key, value in metadata:
-            size += len(key) + len(value) + PAIR
-            if value.__class__ is str and not (value.isascii() and value.isprintable()):
-                return self._refused(Code.INVALID_ARGUMENT, f"metadata {key} is not printable ASCII")
-        if size > self._most:
-            told = f"the metadata has {size} bytes, the server takes up to {self._most} (`limits.metadata`)"
-            return self._refused(Code.RESOURCE_EXHAUSTED, told)
+        if (unfit := unwelcome(metadata, self._most)) is not None:
+            return self._refused(unfit)
         handler = self._handlers.get(details.method)
         if handler is None:
             self._turned_away(Code.UNIMPLEMENTED)
         return handler
 
-    def _refused(self, code: Code, message: str) -> Any:
-        self._turned_away(code)
+    def _refused(self, error: RpcError) -> Any:
+        self._turned_away(error.code)
 
         async def refuse(_: Any, context: Any) -> None:
-            await context.abort(_STATUS[code.value], message, ((ORIGIN, "server"),))
+            await context.abort(_STATUS[error.code.value], error.message, ((ORIGIN, "server"),))
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # which takes calls of every arity, and reads nothing
 
@@ -363,11 +356,13 @@ async def listen(
     guard_loop()
     host, port, limits = settings.host, settings.port, settings.limits
     ageing: list[tuple[str, int]] = []
-    if settings.max_connection_age is not None:
-        ageing.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
-        ageing.append(("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace * 1000)))
-    elif shared_for is not None:
-        ageing.append(("grpc.max_connection_age_ms", int(shared_for * 1000)))
+    oldest = settings.max_connection_age
+    ages = [age for age in (oldest, shared_for) if age is not None]
+    if ages:
+        ageing.append(("grpc.max_connection_age_ms", int(min(ages) * 1000)))
+    if oldest is not None:  # who has to leave before that does not lose its calls for it
+        grace = oldest - min(ages) + settings.max_connection_age_grace
+        ageing.append(("grpc.max_connection_age_grace_ms", int(grace * 1000)))
     server = grpc.aio.server(
         handlers=(_Handlers(pipeline, limits.metadata, alone=not interceptors),),
         interceptors=tuple(interceptors),
@@ -392,7 +387,7 @@ async def listen(
                 if pipeline.limiter is None
                 else (
                     ("grpc.server.max_pending_requests", PENDING),
-                    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
+                    ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
                 )
             ),
         ),

@@ -24,6 +24,12 @@ DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.
 SHORT = (0.0001, 0.0005, 0.001, 0.0025, *DURATIONS)
 """The same for what should take no time at all."""
 
+OTHER = "_OTHER"
+"""The label of whatever is too much to be told apart."""
+
+MOST_TARGETS = 100
+"""Services, or addresses, that calls go to and that are told apart for good; a process may call any number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
@@ -84,6 +90,7 @@ class Figures:
         self._histograms: dict[tuple[Instrument, Labels], Histogram] = {}
         self._sources: weakref.WeakSet[Source] = weakref.WeakSet()
         self._past: dict[tuple[Instrument, Labels], float] = {}
+        self._targets: set[str] = set()
         self._lock = threading.Lock()
 
     def histogram(self, instrument: Instrument, labels: Labels) -> Histogram:
@@ -94,21 +101,34 @@ class Figures:
             found = self._histograms.setdefault(key, Histogram(instrument.bounds))
         return found
 
+    def target(self, name: str) -> str:
+        """The label of a service that is called: its name, while there are not too many."""
+        if name not in self._targets:
+            if len(self._targets) >= MOST_TARGETS:
+                return OTHER
+            self._targets.add(name)
+        return name
+
     def add(self, source: Source) -> None:
         """Ask this one too, as long as it lives."""
         with self._lock:
             self._sources.add(source)
 
     def leave(self, source: Source) -> None:
-        """It goes; what it has counted stays counted."""
+        """It goes; what it has counted stays counted, but its endpoints are not told apart any more."""
         with self._lock:
             if source not in self._sources:
                 return
             self._sources.discard(source)
             for instrument, labels, value in source.figures():
                 if instrument.kind == "counter":
-                    key = instrument, labels
+                    key = instrument, tuple((label, self._kept(label, known)) for label, known in labels)
                     self._past[key] = self._past.get(key, 0.0) + value
+
+    def _kept(self, label: str, value: str) -> str:
+        if label == "endpoint":
+            return OTHER
+        return self.target(value) if label == "service" else value
 
     def read(self) -> Mapping[Instrument, Points]:
         """Every figure, by what it measures and its labels."""

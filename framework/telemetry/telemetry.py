@@ -92,12 +92,15 @@ class Telemetry:
             from framework.telemetry.tracing import ClientTracing
 
             begin = ClientTracing(tracer, method, service, self.emitter).begin
-        host, colon, port = service.rpartition(":")
-        address: Labels = (("server.address", service),)
-        if colon and port.isdecimal() and "," not in service:
-            address = (("server.address", host), ("server.port", port))
-        labels = (("rpc.system.name", "grpc"), ("rpc.method", method.full_name), *address)
-        durations = Durations(self.figures, CLIENT_DURATION, labels, FAILURES) if self.settings.metrics else None
+        durations = None
+        if self.settings.metrics:
+            told = self.figures.target(service)
+            host, colon, port = told.rpartition(":")
+            address: Labels = (("server.address", told),)
+            if colon and port.isdecimal() and "," not in told:
+                address = (("server.address", host), ("server.port", port))
+            labels = (("rpc.system.name", "grpc"), ("rpc.method", method.full_name), *address)
+            durations = Durations(self.figures, CLIENT_DURATION, labels, FAILURES)
         return observer(begin, durations, self.lines and self.lines("client", method, service))
 
     def server(self, method: Method[Any, Any], *, inside: bool = False) -> Observer | None:

@@ -7,6 +7,7 @@
 | a worker finds a user's mistake  | ends everything with its message; if others serve, counts it as a death     |
 | SIGHUP                           | starts a new worker, retires an old one once it serves, and so on           |
 | SIGTERM, SIGINT                  | NOT_SERVING and deregister, then all workers drain; exit code 0             |
+| a worker does not end then       | kills it, when it takes much longer than the settings allow                 |
 | a second one                     | ends all of them at once                                                    |
 | kill -9                          | nothing, but the workers notice                                             |
 """
@@ -28,6 +29,7 @@ from framework.config import QUICK_DRAIN
 from framework.discovery import Instance, Lease, Registry
 from framework.discovery.targets import NO_REGISTRY, open_registry
 from framework.errors import ConfigError, FrameworkError, mistakes
+from framework.signals import PATIENCE
 from framework.workers.count import count
 from framework.workers.member import Member
 from framework.workers.port import reserve
@@ -38,9 +40,6 @@ log = logging.getLogger("framework")
 
 AT_ONCE = 1.0
 """Seconds that workers have to end at once before they are killed."""
-
-PATIENCE = 10.0
-"""Seconds that a retired worker may take longer than its settings say before it is killed."""
 
 REGISTER_AGAIN = 1.0
 """Seconds after which a registry that did not take the registration is asked again."""
@@ -253,16 +252,20 @@ class Supervisor:
         old.tell(RETIRE)
         self._changed.set()
         report = old.report
-        allowed = 0.0 if report is None else report.connection_age * 1.1 + report.drain.grace
+        await self._ends(old, 0.0 if report is None else report.connection_age * 1.1 + report.drain.grace)
+
+    async def _ends(self, member: Member, allowed: float) -> None:
+        """Wait until a worker has ended; one that takes much longer than is allowed is killed."""
         try:
-            await asyncio.wait_for(old.ended(), allowed + PATIENCE)
+            await asyncio.wait_for(member.ended(), allowed + PATIENCE)
         except TimeoutError:
-            log.warning("%s: worker %d (pid %d) does not end, and is killed", self.name, old.number, old.pid)
-            old.kill()
-            await old.ended()
+            log.warning("%s: worker %d (pid %d) does not end, and is killed", self.name, member.number, member.pid)
+            member.kill()
+            await member.ended()
 
     async def _drain(self, *, quickly: bool) -> None:
         """First nobody is sent here any more, then the workers drain."""
+        allowed = 0.0
         if self._latest is None:
             log.info("%s stops before it serves", self.name)
         else:
@@ -271,11 +274,11 @@ class Supervisor:
                 "%s drains: it accepts for %g s more, then calls have %g s and streams %g s",
                 self.name, drain.delay, drain.grace, drain.streams,
             )  # fmt: skip
+            allowed = drain.delay + drain.grace
         self._tell_all(LEAVE)
         await self._registration.close()
         self._tell_all(DRAIN_QUICKLY if quickly else DRAIN)
-        for member in tuple(self._everybody):
-            await member.ended()
+        await asyncio.gather(*(self._ends(member, allowed) for member in tuple(self._everybody)))
         log.info("%s has stopped", self.name)
 
     def _tell_all(self, order: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from framework import Code, Outcome, Settings
+from framework import Code, Context, Outcome, Settings
 from framework.server.asgi import GrpcApp
 from framework.server.asgi_wire import BEHIND, AsgiWire
+from framework.server.context import Wire
 from framework.server.pipeline import Pipeline
 from tests.invariants.conftest import recording, soon, until
 from tests.invariants.echo import Behaviour, Echo, repeat, text
@@ -141,6 +142,52 @@ async def test_what_is_no_request(method: str, body: bytes, headers: dict[str, s
     client.body(body)
     code, message = await client.status()
     assert (code, message.startswith(status[1])) == (status[0], True), message
+
+
+@pytest.mark.parametrize("method", ["UnaryUnary", "StreamStream"])
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        ("a\nb", (3, "metadata x-key is not printable ASCII")),
+        ("\x1b[31m", (3, "metadata x-key is not printable ASCII")),
+        ("\xff", (3, "metadata x-key is not printable ASCII")),
+        ("a" * 16_500, (8, "the metadata has 16537 bytes, the server takes up to 16384 (`limits.metadata`)")),
+    ],
+)
+async def test_metadata_that_is_not_taken(method: str, value: str, status: tuple[int, str]) -> None:
+    """It is refused as over grpc, before the method knows of the call."""
+    client = Client(method, headers={"x-key": value})
+    client.body(ONE)
+    assert await client.status() == status
+    assert client.outcomes == []
+
+
+async def test_all_that_a_context_asks_a_wire_for() -> None:
+    """Each is there, and a client whose certificate is the server's has shown none here."""
+    asked: list[Any] = []
+
+    async def behave(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        asked.append(context.peer_identity)
+        yield text("")
+
+    assert {name for name in vars(Wire) if not name.startswith("_")} <= set(dir(AsgiWire))
+    client = Client("UnaryUnary", behave)
+    client.body(ONE)
+    assert await client.status() == (0, "")
+    assert asked == [None]
+
+
+@pytest.mark.parametrize("parts", [(), (ONE[:3],)], ids=["nothing", "a part"])
+@pytest.mark.parametrize("method", ["UnaryUnary", "UnaryStream", "StreamUnary"])
+async def test_a_request_that_is_overdue(method: str, parts: tuple[bytes, ...]) -> None:
+    """The deadline holds from the beginning; what comes of the request later is let go."""
+    client = Client(method, headers={"grpc-timeout": "20m"})
+    for part in parts:
+        client.body(part, more=True)
+    await until(lambda: len(client.sent) == 2)
+    client.body(ONE[3:] if parts else ONE)
+    assert await client.status() == (4, "the deadline has passed")
+    assert len(client.sent) == 2
 
 
 async def test_requests_of_others() -> None:

@@ -19,6 +19,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from framework import Context, KeepaliveSettings, Method, ServerSettings, Service, Settings, Unavailable
 from framework.call import Call
 from framework.client.wire import GrpcTransport
+from framework.server.pipeline import Pipeline
+from framework.server.server import Server
 from tests.invariants.conftest import NO_WAIT, PATIENCE, until
 from tests.invariants.echo import Echo, EchoMethods, text
 
@@ -84,8 +86,13 @@ async def test_pings_of_clients_are_welcome() -> None:
         assert await call(opened, "a") == text("a")
 
 
-async def test_a_connection_that_is_old_is_made_anew() -> None:
-    """The client is told to go away, connects again from another port, and no call is lost."""
+@pytest.mark.parametrize(
+    ("ages", "shared"),
+    [({"max_connection_age": 0.3}, False), ({"max_connection_age": 600.0, "connection_age": 0.3}, True)],
+    ids=["old", "shared"],
+)
+async def test_a_connection_that_is_old_is_made_anew(ages: dict[str, float], shared: bool) -> None:
+    """The client is told to go away, connects again from another port, and no call is lost; of two ages the lower."""
     peers = set[str]()
 
     async def noting(requests: AsyncIterator[StringValue], context: Context) -> AsyncIterator[StringValue]:
@@ -93,17 +100,35 @@ async def test_a_connection_that_is_old_is_made_anew() -> None:
         async for request in requests:
             yield request
 
-    settings = Settings(
-        registry="none",
-        server=ServerSettings(drain=NO_WAIT, max_connection_age=0.3, max_connection_age_grace=5.0),
-    )
-    async with (
-        Service("echo", servicers=[Echo(noting)]).running(settings) as server,
-        grpc.aio.insecure_channel(server.address) as channel,
-    ):
+    pipeline = Pipeline()
+    pipeline.add(Echo(noting))
+    settings = ServerSettings(drain=NO_WAIT, max_connection_age_grace=5.0, **ages)  # type: ignore[arg-type]  # all are numbers
+    server = Server(pipeline, settings, shared=shared)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
         unary: Any = channel.unary_unary(EchoMethods.UnaryUnary.path)
         end = time.monotonic() + PATIENCE
         while len(peers) < 2 and time.monotonic() < end:
             assert await unary(text("a").SerializeToString()) == text("a").SerializeToString()
             await asyncio.sleep(0.02)
+    await server.stop()
     assert len(peers) == 2
+
+
+async def test_a_call_on_a_connection_that_others_are_to_have_goes_on() -> None:
+    """Where a client has to connect anew for the sake of other workers, its calls last as long as they would have."""
+
+    async def slow(requests: AsyncIterator[StringValue], context: Context) -> AsyncIterator[StringValue]:
+        await asyncio.sleep(1.0)
+        async for request in requests:
+            yield request
+
+    pipeline = Pipeline()
+    pipeline.add(Echo(slow))
+    settings = ServerSettings(drain=NO_WAIT, connection_age=0.1, max_connection_age=30.0, max_connection_age_grace=0.1)
+    server = Server(pipeline, settings, shared=True)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        unary: Any = channel.unary_unary(EchoMethods.UnaryUnary.path)
+        assert await unary(text("a").SerializeToString()) == text("a").SerializeToString()
+    await server.stop()

@@ -25,13 +25,18 @@ from framework import (
     InvalidArgument,
     LimiterSettings,
     NotFound,
+    ResourceExhausted,
     ServerSettings,
     Service,
     Settings,
     Unavailable,
+    connect,
 )
+from framework.call import Call
+from framework.config import ServerLimits
 from framework.server.context import incoming_call
 from framework.server.limiter import SHARES, Limiter
+from framework.server.local import Local
 from framework.server.pipeline import Pipeline
 from framework.server.server import Server
 from tests.invariants.conftest import NO_WAIT, soon, until
@@ -136,6 +141,53 @@ async def test_streams_and_health_checks_are_left_out() -> None:
             stream.cancel()
 
 
+STREAMS = [EchoMethods.UnaryStream, EchoMethods.StreamUnary, EchoMethods.StreamStream]
+
+
+@pytest.mark.parametrize("engine", ["grpc", "local"])
+@pytest.mark.parametrize("limiter", [SMALL, LimiterSettings(maximum=0)], ids=["limited", "off"])
+async def test_streams_have_a_limit_of_their_own(limiter: LimiterSettings, engine: str) -> None:
+    """One too many of whatever arity is refused, health's too, and whoever ends makes room; calls go on."""
+    settings = ServerSettings(drain=NO_WAIT, limiter=limiter, limits=ServerLimits(open_streams=3))
+    pipeline = Pipeline(settings=settings)
+    pipeline.add(Echo(held := Held()))
+    server = Server(pipeline, settings)
+    await server.start()
+    try:
+        async with connect(server.address, settings=Settings()) as remote:
+            channel: Any = remote if engine == "grpc" else Local(pipeline)
+            handlers = [channel.bind(method) for method in STREAMS]
+
+            def opened(number: int) -> asyncio.Future[Any]:
+                method = STREAMS[number]
+                request = _some() if method.client_streaming else text("a")
+                return asyncio.ensure_future(_read(handlers[number](Call(method, request))))
+
+            calls = [opened(number) for number in range(3)]
+            await until(lambda: held.started == 3)
+            for number in range(3):
+                with pytest.raises(ResourceExhausted) as caught:
+                    await soon(opened(number))
+                assert caught.value.message == (
+                    "the server is overloaded: 3 streams are open of 3 (`limits.open_streams` in the settings)"
+                )
+            held.go.set()
+            await soon(asyncio.gather(*calls))
+            assert pipeline._streams == 0
+            assert await soon(opened(0)) == [text("a")]
+    finally:
+        await server.stop()
+
+
+async def _some() -> AsyncIterator[StringValue]:
+    yield text("a")
+
+
+async def _read(reply: Any) -> list[Any]:
+    found = await reply
+    return [each async for each in found] if hasattr(found, "__anext__") else [found]
+
+
 async def test_off() -> None:
     """Then nobody is refused."""
     off = ServerSettings.parse({"limiter": "off"}, "server").limiter
@@ -228,6 +280,29 @@ async def test_case_29_expired_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> 
     pipeline.gate.arrived()
     assert isinstance(await served(pipeline, remaining=0.01), asyncio.CancelledError)
     assert held.started == 0
+
+
+async def test_a_burst_that_waits_in_grpc() -> None:
+    """Four clients call a thousand times at once while the loop is busy: nobody's call is thrown away unseen."""
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+    held = Held()
+    held.go.set()
+    async with serving(held, LimiterSettings()) as (server, _):
+        channels = [grpc.insecure_channel(server.address, options=options) for _ in range(4)]
+        try:
+            ready = [grpc.channel_ready_future(channel) for channel in channels]
+            await asyncio.gather(*(asyncio.to_thread(each.result, 10) for each in ready))
+            # The loop does not look meanwhile; grpc's threads do.
+            methods: list[Any] = [channel.unary_unary(METHOD.path) for channel in channels]
+            calls = [
+                method.future(text("a").SerializeToString(), timeout=30.0) for method in methods for _ in range(1000)
+            ]
+            codes = Counter(await asyncio.gather(*(asyncio.to_thread(call.code) for call in calls)))
+        finally:
+            for channel in channels:
+                channel.close()
+    assert codes.total() == 4000
+    assert codes.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}, codes
 
 
 @pytest.mark.parametrize(("remaining", "expected"), [(0.05, DeadlineExceeded), (5.0, type(None)), (None, type(None))])

@@ -14,8 +14,9 @@ from framework.discovery import Instance
 from framework.policy import BreakerSettings, ClientSettings, LimiterSettings, RetrySettings
 from framework.rpc import Method, UnaryReply
 from framework.server.wire import _Handlers
-from framework.telemetry.figures import Figures, Histogram, Instrument, Sample
+from framework.telemetry.figures import MOST_TARGETS, Figures, Histogram, Instrument, Sample
 from framework.telemetry.names import (
+    ATTEMPTS,
     BREAKER_CHANGES,
     BREAKER_STATE,
     CLIENT_DURATION,
@@ -104,6 +105,25 @@ def test_what_several_say() -> None:
     assert figures.read() == {COUNTER: {(): 7.0}, GAUGE: {(): 1.0}}
     figures.leave(first)
     assert figures.read() == {COUNTER: {(): 7.0}, GAUGE: {(): 1.0}}
+
+
+async def test_channels_to_ever_other_services() -> None:
+    """Nothing that was counted is lost, but of those that have gone only so many are told apart, and no endpoint."""
+    recorder = Recorder()
+    count = MOST_TARGETS + 20
+    async with Network(telemetry=recorder.telemetry) as network:
+        for number in range(count):
+            name = f"catalog-{number}"
+            network.script(name).on(GET).reply(ONE)
+            channel = network.connect(name)
+            await UnaryReply(channel.bind(GET), GET, ONE)
+            await channel.close()
+    points = recorder.telemetry.figures.read()
+    for instrument, label in ((PICKS, "service"), (ATTEMPTS, "service"), (CLIENT_DURATION, "server_address")):
+        assert len(points[instrument]) == MOST_TARGETS + 1
+        assert recorder.value(instrument) == count
+        assert recorder.value(instrument, **{label: OTHER}) == 20
+    assert recorder.value(PICKS, endpoint=OTHER) == count
 
 
 async def test_an_endpoint_that_breaks() -> None:

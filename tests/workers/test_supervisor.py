@@ -323,6 +323,62 @@ async def test_order_of_a_drain(app: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert registry.events == ["registered while SERVING", "deregistered while NOT_SERVING", "registry closed"]
 
 
+async def test_drain_of_a_worker_that_does_not_listen(
+    app: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose handler blocks is killed once it is much later than the settings allow."""
+    write(app, 'print("blocks", flush=True)', 'open("blocks", "w").close()')
+    monkeypatch.setenv("FRAMEWORK_SERVER_DRAIN_GRACE", "0")
+    monkeypatch.setattr("framework.workers.supervisor.PATIENCE", 2.0)
+    caplog.set_level("INFO", "framework")
+    async with here(app, monkeypatch) as (_, registry):
+        [instance] = registry.instances
+        async with connect(instance.address, settings=Settings()) as channel:
+            stuck = asyncio.ensure_future(EchoClient(channel).UnaryUnary(text("block 60"), timeout=20))
+            await until((app / "blocks").exists)
+            registry.closed = True  # it would ask the one that blocks for its health
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Unavailable):
+                await stuck
+            await until(lambda: "echo has stopped" in caplog.text)
+    assert caplog.text.count("does not end, and is killed") == 1
+
+
+IMPATIENT = """
+import sys
+import framework.signals
+from framework.cli import main
+
+framework.signals.PATIENCE = 0.3
+sys.exit(main())
+"""
+
+
+async def test_one_process_that_does_not_listen(app: Path) -> None:
+    """A handler that blocks the loop does not keep its process from ending in time."""
+    command = ("-c", IMPATIENT, "run", "app", "--workers", "1")
+    async with supervised(app, command=command, FRAMEWORK_SERVER_DRAIN_GRACE=0) as running:
+        await running.serves()
+        stuck = await running.in_flight("block 60")
+        assert await running.ended(signal.SIGTERM) == 1
+        with pytest.raises(Unavailable):
+            await stuck
+        assert running.said[-1] == "echo does not end, and is killed"
+
+
+async def test_second_signal_to_one_process_that_does_not_listen(app: Path) -> None:
+    """It ends at once, although its loop is blocked."""
+    async with supervised(app, "--workers", "1", command=("-m", "framework", "run", "app")) as running:
+        await running.serves()
+        stuck = await running.in_flight("block 60")
+        while running.process.returncode is None:
+            os.kill(running.pid, signal.SIGTERM)
+            await asyncio.sleep(0.2)  # or they would be one
+        assert await running.ended() == 128 + signal.SIGTERM
+        with pytest.raises(Unavailable):
+            await stuck
+
+
 async def test_registry_that_is_away_later(
     app: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
