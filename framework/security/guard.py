@@ -98,6 +98,7 @@ async def guarded(
             )
         yield None
         return
+    auth.verify()
     try:
         built = _built(name, settings, given)
     except ModuleNotFoundError as error:
@@ -145,7 +146,6 @@ def _built(
     keys: Any = None
     tokens: Any = None
     if auth.jwt.on:
-        auth.jwt.verify()
         from framework.security.jwks import Jwks, OneKey, public_key
         from framework.security.jwt import Jwt
 
@@ -177,7 +177,6 @@ def _built(
         keys.entries = entries.value
         files.append(entries)
     if auth.internal.on:
-        auth.internal.verify()
         from framework.security.tokens import Tokens, private_key, trusted_keys
 
         own = private_key(Path(auth.internal.key)) if auth.internal.key else None

@@ -371,6 +371,12 @@ async def test_settings_that_change(tmp_path: Path, caplog: pytest.LogCaptureFix
         ({"internal": {"secret": "short"}}, {}, "auth.internal.secret is shorter than 32 bytes"),
         ({"internal": {"secret": "a" * 32, "key": "a"}}, {}, "auth.internal has a shared `secret`, and"),
         ({"internal": {"previous": "a" * 32}}, {}, "auth.internal.previous counts beside `secret`"),
+        ({"internal": {"lifetime": "30s"}}, {}, "auth.internal.secret is missing or empty"),
+        ({"internal": {"secret": ""}}, {}, "auth.internal.secret is missing or empty"),
+        ({"internal": {}}, {}, "auth.internal.secret is missing or empty"),
+        ({"jwt": {"roles": "groups"}}, {}, "auth.jwt.issuer is missing"),
+        ({"jwt": {"leeway": "30s"}}, {}, "auth.jwt.issuer is missing"),  # what it is anyway
+        ({"keys": ""}, {}, "auth.keys is empty"),
         ({"internal": {"trusted": "none"}}, {}, "auth.internal.trusted is none, which is no folder"),
         ({"authenticators": "none.such:X"}, {}, "auth.authenticators: there is no module none.such"),
         ({"authenticators": "framework.call:X"}, {}, "auth.authenticators: framework.call has no X"),
@@ -406,6 +412,25 @@ def test_settings(tables: Any, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AuthSettings.parse(tables, "auth")
     assert str(caught.value).startswith(expected)
+
+
+async def test_made_in_code() -> None:
+    """Settings made in code are as much of a mistake without what they need; those that say nothing are none."""
+    async with guarded("who", Settings(auth=AuthSettings(mtls=""))) as guard:
+        assert guard is None
+    with pytest.raises(ConfigError, match=r"auth.internal.secret is missing or empty"):
+        async with guarded("who", Settings(auth=AuthSettings(internal=InternalSettings(lifetime=30.0)))):
+            pass
+
+
+async def test_a_secret_that_is_empty_in_the_environment(tmp_path: Path) -> None:
+    """A variable that is set to nothing opens nothing."""
+    file = tmp_path / "framework.toml"
+    file.write_text("")
+    settings = Settings.load(file, {"FRAMEWORK_AUTH_INTERNAL_SECRET": ""})
+    with pytest.raises(ConfigError, match=r"auth.internal.secret is missing or empty"):
+        async with guarded("who", settings):
+            pass
 
 
 def test_environment(tmp_path: Path) -> None:
