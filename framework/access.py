@@ -188,7 +188,8 @@ class InternalSettings(Table):
             raise ConfigError("auth.internal.previous counts beside `secret`, which is missing")
         if not (self.secret or self.key or self.trusted) or ("secret" in self.said and not self.secret):
             raise ConfigError(
-                "auth.internal.secret is missing or empty: set FRAMEWORK_AUTH_INTERNAL_SECRET, or say `key` or `trusted`"
+                "auth.internal.secret is missing or empty: set FRAMEWORK_AUTH_INTERNAL_SECRET, or say `key` or"
+                " `trusted`"
             )
 
 

@@ -146,8 +146,10 @@ def test_values() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["-eyJ", "eyJaaaaa.", "bearer ", "bearer" + " " * 999, "password='", "password   ", "-----BEGIN ", "://a:", "fwk_"]
-    + ["-----BEGIN PRIVATE KEY-----", "-----END A ", "token=", "a"],
+    [
+        *("-eyJ", "eyJaaaaa.", "bearer ", f"bearer{' ' * 999}", "password='", "password   ", "token=", "fwk_"),
+        *("-----BEGIN ", "-----BEGIN PRIVATE KEY-----", "-----END A ", "://a:", "a"),
+    ],
 )
 def test_text_that_somebody_made_up_to_be_slow(piece: str) -> None:
     """A caller may choose the text, and everybody waits while it is looked at: twice as much takes twice as long."""

@@ -350,6 +350,33 @@ async def test_settings_that_change(tmp_path: Path, caplog: pytest.LogCaptureFix
         guard.access.check(method(), ann)
 
 
+async def test_another_file_of_rules(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    """When the settings name another file its rules hold, and it is followed; one that is not there changes nothing."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.chdir(tmp_path)
+    for name, rule in (("a", "public"), ("b", "deny")):
+        (tmp_path / f"{name}.toml").write_text(f'[rules]\n"*" = "{rule}"')
+    file = tmp_path / "framework.toml"
+    start = f'[auth.internal]\nsecret = "{SECRET}"\n[access]\n'
+    file.write_text(start + 'file = "a.toml"')
+    async with guarded("who", Settings.load(file, {})) as guard:
+        assert guard is not None
+        monkeypatch.chdir("/")
+        held = guard.access.held(method())
+        assert (held.public, held.origin) == (True, "a.toml")
+        file.write_text(start + 'file = "none.toml"')
+        await until(lambda: "none.toml cannot be read: No such file or directory; the rules stay" in caplog.text)
+        assert (held.public, held.origin) == (True, "a.toml")
+        file.write_text(start + 'file = "b.toml"')
+        await until(lambda: held.origin == "b.toml")
+        assert not held.public
+        (tmp_path / "b.toml").write_text('[rules]\n"*" = "public"\n')
+        await until(lambda: held.public)
+        file.write_text(start + 'default = "deny"')
+        await until(lambda: held.origin == "access.default")
+        assert not held.public
+
+
 @pytest.mark.parametrize(
     ("auth", "access", "expected"),
     [
