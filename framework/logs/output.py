@@ -28,8 +28,11 @@ NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning
 _OWN = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
 """What every record has; the rest was given as `extra`."""
 
-_QUIET = {"asyncio": logging.WARNING, "aiohttp.access": logging.WARNING, "uvicorn": logging.WARNING}
-"""Loggers of others that say at `info` what says nothing."""
+_QUIET = {
+    **dict.fromkeys(("asyncio", "aiohttp.access", "uvicorn"), logging.WARNING),
+    **dict.fromkeys(("opentelemetry.baggage", "opentelemetry.trace"), logging.ERROR),
+}
+"""Loggers of others that say at `info` what says nothing, and at `warning` what callers have sent, whole."""
 
 
 def configure_logging(
