@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from framework.errors import ConfigError
 from framework.tls import SYSTEM, ClientTls, ServerTls, complete
@@ -34,8 +34,6 @@ log = logging.getLogger("framework.tls")
 
 INTERVAL = 1.0
 """Seconds between two looks at the files; a look is a `stat` of each."""
-
-T = TypeVar("T", ServerTls, ClientTls)
 
 TRIES = 3
 """How often files are read that change while they are read."""
@@ -274,7 +272,7 @@ class TlsFiles:
         return f"<TlsFiles of {self.where}: {', '.join(map(str, self._paths))}>"
 
 
-def _absolute(settings: T) -> T:
+def _absolute(settings: ServerTls | ClientTls) -> ServerTls | ClientTls:
     """The same files, wherever the process goes from here."""
 
     def there(file: str) -> str:

@@ -1,4 +1,4 @@
-"""Rules of how much a message may hold, looked at before all the others: `max_items`, `max_pairs`, `max_len`, `max_bytes`.
+"""Rules of how much a message may hold, looked at first: `max_items`, `max_pairs`, `max_len`, `max_bytes`.
 
 The library looks at an expression in CEL before it looks at the size of what the expression is about, and one that
 compares each with each takes a second for 15 kB. The caller is told what the library would say.
@@ -97,7 +97,7 @@ def _limited(kind: Descriptor, seen: set[str]) -> bool:
 
 def _limits(name: str, rules: Any) -> list[_Limit]:
     kind = rules.WhichOneof("type")
-    given = getattr(rules, kind) if kind in ("string", "bytes", "repeated", "map") else None
+    given: Any = getattr(rules, kind) if kind in ("string", "bytes", "repeated", "map") else None
     return [
         _Limit(name, getattr(given, rule), size, words.format(getattr(given, rule)), f"{kind}.{rule}")
         for of, rule, size, words in _RULES
