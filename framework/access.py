@@ -397,8 +397,14 @@ class AccessSettings(Table):
 
     @property
     def on(self) -> bool:
-        """Anything is said of who may call."""
-        return bool(self.default or self.file or self.rules)
+        """Anybody is kept from anything, which takes that callers are known."""
+        everybody = WORDS[PUBLIC]
+        reflection = self.reflection != everybody and (
+            self.reflection != WORDS[AUTHENTICATED] or "reflection" in self.said
+        )
+        return bool(
+            self.default not in (None, PUBLIC) or self.health != everybody or reflection or self.file or self.rules
+        )
 
 
 DECLARED = "(framework.method).access"

@@ -93,13 +93,18 @@ async def guarded(
     given = tuple(as_authenticator(one, f"authenticators of {name}: {one!r}") for one in authenticators)
     auth, access = settings.auth, settings.access
     if not auth.on and not given:
-        if access.on and (access.default != "public" or access.rules or access.file):
+        if access.on:
             raise ConfigError(
                 "[access] says who may call, and nothing says how callers are known: set up [auth], or remove [access]"
             )
         yield None
         return
     auth.verify()
+    if auth.mtls and not any(one.ca for one in (settings.server.tls, settings.server.http.tls, settings.gateway.tls)):
+        raise ConfigError(
+            "auth.mtls goes by the certificates of callers, and nothing asks for one: name the `ca` that signs them in"
+            " [server.tls], [server.http.tls] or [gateway.tls], or remove it"
+        )
     try:
         built = _built(name, settings, given)
     except ModuleNotFoundError as error:

@@ -33,6 +33,7 @@ from framework.security.authentication import Credentials
 from framework.security.guard import guarded
 from framework.security.tokens import Tokens
 from framework.testing import Network
+from framework.tls import ServerTls
 from tests.security.lab import (
     ARITIES,
     AUDIENCE,
@@ -243,7 +244,8 @@ async def test_certificates(network: Network, tmp_path: Path, monkeypatch: pytes
     """A certificate names the service; a token beside it the caller; one of another service is a stolen one."""
     tls = Certified(monkeypatch)
     settings = settings_of(tmp_path, rules={"lab.Who/*": [{"services": ["orders"]}, "authenticated"]})
-    settings = dataclasses.replace(settings, auth=dataclasses.replace(settings.auth, mtls="spiffe://shop/{service}"))
+    auth = dataclasses.replace(settings.auth, mtls="spiffe://shop/{service}")
+    settings = dataclasses.replace(settings, auth=auth, server=ServerSettings(tls=ServerTls("cert.pem", ca="ca.pem")))
     network.add(service("who", Who(), settings))
     channel = network.connect("who")
     with pytest.raises(Unauthenticated):
@@ -409,7 +411,12 @@ async def test_another_file_of_rules(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"authenticators": "framework.call:X"}, {}, "auth.authenticators: framework.call has no X"),
         ({"authenticators": "framework.call:Call.get"}, {}, "auth.authenticators: framework.call:Call.get is no authe"),
         ({}, {"rules": {"*": "deny"}}, "[access] says who may call, and nothing says how callers are known"),
+        ({}, {"default": "authenticated"}, "[access] says who may call, and nothing says how callers are known"),
+        ({}, {"health": "deny"}, "[access] says who may call, and nothing says how callers are known"),
+        ({}, {"default": "public", "reflection": "deny"}, "[access] says who may call, and nothing says how"),
+        ({}, {"reflection": "authenticated"}, "[access] says who may call, and nothing says how callers are known"),
         ({"internal": {"secret": "a" * 32}}, {"file": "none.toml"}, "none.toml cannot be read"),
+        ({"mtls": "spiffe://shop/{service}"}, {}, "auth.mtls goes by the certificates of callers, and nothing asks"),
     ],
 )
 async def test_mistakes(auth: Any, access: Any, expected: str) -> None:
@@ -439,6 +446,15 @@ def test_settings(tables: Any, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AuthSettings.parse(tables, "auth")
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "access", [{}, {"default": "public"}, {"health": "public", "reflection": "public"}], ids=["", "default", "each"]
+)
+async def test_open_to_everybody(access: dict[str, Any]) -> None:
+    """What keeps nobody from anything takes no authentication."""
+    async with guarded("who", Settings(access=AccessSettings.parse(access, "access"))) as guard:
+        assert guard is None
 
 
 async def test_made_in_code() -> None:
