@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import secrets
+import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from framework.errors import (
     error_for,
 )
 from framework.interceptors.request_id import KEY as REQUEST_ID
+from framework.logs.lines import Allowance
 from framework.loop import exact_clock
 from framework.metadata import pairs
 from framework.parsing import suggest
@@ -444,6 +446,10 @@ ROOM = 7000
 """Bytes that a failure's message, details and trailing metadata may have; grpc refuses more than 8 kB of headers."""
 
 
+_large = Allowance(10, 1.0, random.Random())
+"""Lines a second about failures that do not fit: a caller may have chosen the text."""
+
+
 def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
     """The message and the trailing metadata that a failed call ends with.
 
@@ -465,7 +471,10 @@ def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
                 break
         while len(message) > 20 and _size(message, trailer) > ROOM:
             message = f"{message[: len(message) * 3 // 4]}..."
-        log.warning("%s failed with more than %d bytes; some are left out: %s", call.method.full_name, ROOM, message)
+        if _large.take(time.monotonic()):
+            log.warning(
+                "%s failed with more than %d bytes; some are left out: %.200s", call.method.full_name, ROOM, message
+            )
     return message, trailer
 
 
