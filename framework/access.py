@@ -248,7 +248,7 @@ class Rule:
         roles: who has one of these; empty is no condition, as with the others.
         scopes: who has all of these.
         services: who calls from one of these services.
-        subjects: who is one of these.
+        subjects: who is one of these, whatever has proved it.
     """
 
     public: bool = False

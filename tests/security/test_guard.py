@@ -228,6 +228,33 @@ async def test_keys(network: Network, tmp_path: Path) -> None:
     assert dict(caught.value.metadata)["www-authenticate"] == "ApiKey"
 
 
+async def test_several_at_once(network: Network, tmp_path: Path) -> None:
+    """The first that applies decides: your own, then what a service tells; of a token and a key both have to hold."""
+    file = tmp_path / "keys.toml"
+    key = keys.new("ci")
+    file.write_text(keys.line("ci", key))
+    settings = settings_of(tmp_path)
+    both = dataclasses.replace(settings, auth=dataclasses.replace(settings.auth, keys=str(file)))
+    network.add(service("none", Who(), settings, authenticators=[Doorman()]))
+    network.add(service("keys", Who(), both))
+    word, made_up = (("x-word", "sesame"), ("x-name", "ali")), ("x-api-key", "fwk_ci_" + "0" * 64)
+    signer = Tokens("orders", InternalSettings(secret=Secret(SECRET)))
+    for name, metadata, expected in (
+        ("none", (*word, *bearer("x"), (KEY, "forged")), "ali by word from -"),
+        ("none", ((KEY, signer.token(Identity("ann", "jwt"), "none", None)), *bearer("x")), "ann by jwt from orders"),
+        ("none", (*bearer(token()), made_up), "ann by jwt from -"),
+        ("keys", (*bearer(token()), ("x-api-key", key)), "ann by jwt from -"),
+        ("none", (made_up,), None),
+        ("keys", (*bearer(token()), made_up), None),
+        ("keys", (*bearer("x"), ("x-api-key", key)), None),
+    ):
+        if expected is None:
+            with pytest.raises(Unauthenticated, match="the credentials are not valid"):
+                await ask(network.connect(name), metadata=metadata)
+        else:
+            assert await ask(network.connect(name), metadata=metadata) == expected
+
+
 class Certified:
     """Stands for TLS: what the certificates of connections say."""
 
