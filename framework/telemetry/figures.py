@@ -25,6 +25,16 @@ SHORT = (0.0001, 0.0005, 0.001, 0.0025, *DURATIONS)
 """The same for what should take no time at all."""
 
 
+OTHER = "_OTHER"
+"""The label of whatever is too much to be told apart."""
+
+MOST = 500
+"""Targets of calls that are told apart for good: a process may connect to new addresses as long as it lives."""
+
+_ENDPOINT = frozenset(("endpoint",))
+_TARGET = frozenset(("service", "server.address", "server.port", *_ENDPOINT))
+
+
 @dataclass(frozen=True, slots=True)
 class Instrument:
     """Something that is measured, with OpenTelemetry's names and units.
@@ -84,11 +94,12 @@ class Figures:
         self._histograms: dict[tuple[Instrument, Labels], Histogram] = {}
         self._sources: weakref.WeakSet[Source] = weakref.WeakSet()
         self._past: dict[tuple[Instrument, Labels], float] = {}
+        self._targets: set[Labels] = set()
         self._lock = threading.Lock()
 
     def histogram(self, instrument: Instrument, labels: Labels) -> Histogram:
-        """The one with these labels; the same for all who ask for it."""
-        key = instrument, labels
+        """The one with these labels; the same for all who ask for it, and for all targets that are too many."""
+        key = instrument, self._bounded(labels)
         found = self._histograms.get(key)
         if found is None:
             found = self._histograms.setdefault(key, Histogram(instrument.bounds))
@@ -107,8 +118,20 @@ class Figures:
             self._sources.discard(source)
             for instrument, labels, value in source.figures():
                 if instrument.kind == "counter":
-                    key = instrument, labels
+                    key = instrument, self._bounded(labels)
                     self._past[key] = self._past.get(key, 0.0) + value
+
+    def _bounded(self, labels: Labels) -> Labels:
+        """Labels that may be kept: of too many targets first endpoints are not told apart, then whatever is called."""
+        for names in (_ENDPOINT, _TARGET):
+            target = tuple(label for label in labels if label[0] in _TARGET and label[1] != OTHER)
+            if not target or target in self._targets:
+                return labels
+            if len(self._targets) < MOST:
+                self._targets.update((target, tuple(label for label in target if label[0] not in _ENDPOINT)))
+                return labels
+            labels = tuple((name, OTHER if name in names else value) for name, value in labels)
+        return labels
 
     def read(self) -> Mapping[Instrument, Points]:
         """Every figure, by what it measures and its labels."""

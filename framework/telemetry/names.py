@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from framework.telemetry.figures import DURATIONS, SHORT, Instrument
+from framework.telemetry.figures import OTHER as OTHER
 
 SERVER_DURATION = Instrument("rpc.server.call.duration", "histogram", "s", "Duration of an incoming call.", DURATIONS)
 CLIENT_DURATION = Instrument(
@@ -46,6 +47,3 @@ UPTIME = Instrument("process.uptime", "gauge", "s", "Time since the process was 
 CERTIFICATE_EXPIRY = Instrument(
     "framework.tls.certificate.expiry", "gauge", "s", "When a certificate expires, in seconds since 1970.", merge=min
 )
-
-OTHER = "_OTHER"
-"""The label of whatever is too much to be told apart."""

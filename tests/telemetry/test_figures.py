@@ -14,7 +14,7 @@ from framework.discovery import Instance
 from framework.policy import BreakerSettings, ClientSettings, LimiterSettings, RetrySettings
 from framework.rpc import Method, UnaryReply
 from framework.server.wire import _Handlers
-from framework.telemetry.figures import Figures, Histogram, Instrument, Sample
+from framework.telemetry.figures import MOST, Figures, Histogram, Instrument, Sample
 from framework.telemetry.names import (
     BREAKER_CHANGES,
     BREAKER_STATE,
@@ -215,3 +215,35 @@ def test_the_process() -> None:
     text = Telemetry().text().decode()
     names = ["process_cpu_time_seconds_total", "process_memory_usage_bytes", "process_open_file_descriptor_count"]
     assert [f"# TYPE {name} " in text for name in (*names, "process_uptime_seconds")] == [True] * 4
+
+
+def test_targets_without_end() -> None:
+    """Of ever new targets so many are told apart and then no more; what is counted of the others is in one place."""
+    figures = Figures()
+    for number in range(3 * MOST):
+        service = ("service", f"10.0.{number >> 8}.{number & 255}:80")
+        source = Source(
+            (COUNTER, (service, ("endpoint", service[1])), 1.0), (COUNTER, (service, ("kind", "first")), 1.0)
+        )
+        figures.add(source)
+        figures.leave(source)
+        host, _, port = service[1].partition(":")
+        figures.histogram(SECONDS, (("rpc.method", "a"), ("server.address", host), ("server.port", port))).record(0.5)
+    points = figures.read()
+    assert len(points[COUNTER]) + len(points[SECONDS]) < MOST + 10
+    assert sum(float(value) for value in points[COUNTER].values()) == 6.0 * MOST  # type: ignore[arg-type]
+    assert sum(one.count for one in points[SECONDS].values() if isinstance(one, Histogram)) == 3 * MOST
+    assert points[COUNTER][(("service", OTHER), ("kind", "first"))]
+
+
+def test_endpoints_without_end_of_one_service() -> None:
+    """The service is told apart still."""
+    figures = Figures()
+    for number in range(3 * MOST):
+        source = Source((COUNTER, (("service", "catalog"), ("endpoint", str(number))), 1.0))
+        figures.add(source)
+        figures.leave(source)
+        figures.histogram(SECONDS, (("server.address", "catalog"),))
+    points = figures.read()
+    assert points[COUNTER][(("service", "catalog"), ("endpoint", OTHER))]
+    assert list(points[SECONDS]) == [(("server.address", "catalog"),)]

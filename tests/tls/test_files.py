@@ -200,8 +200,8 @@ def test_wherever_the_process_goes(certs: Folder, monkeypatch: pytest.MonkeyPatc
     """Relative paths are those from where the process was when it was started, when files are read again too."""
     settings = certs.server()
     monkeypatch.chdir(tmp_path)
-    relative = [str(Path(one).relative_to(tmp_path)) for one in (settings.certificate, settings.key, settings.ca)]
-    files = TlsFiles(ServerTls(*relative), "server.tls", now=lambda: NOW)
+    cert, key, ca = (str(Path(one).relative_to(tmp_path)) for one in (settings.certificate, settings.key, settings.ca))
+    files = TlsFiles(ServerTls(cert, key, ca), "server.tls", now=lambda: NOW)
     before = files.current
     monkeypatch.chdir("/")
     Path(settings.ca).write_bytes(Path(settings.ca).read_bytes() + b"\n")
