@@ -231,7 +231,7 @@ def test_targets_without_end() -> None:
         figures.histogram(SECONDS, (("rpc.method", "a"), ("server.address", host), ("server.port", port))).record(0.5)
     points = figures.read()
     assert len(points[COUNTER]) + len(points[SECONDS]) < MOST + 10
-    assert sum(float(value) for value in points[COUNTER].values()) == 6.0 * MOST  # type: ignore[arg-type]
+    assert sum(value for value in points[COUNTER].values() if isinstance(value, float)) == 6.0 * MOST
     assert sum(one.count for one in points[SECONDS].values() if isinstance(one, Histogram)) == 3 * MOST
     assert points[COUNTER][(("service", OTHER), ("kind", "first"))]
 
