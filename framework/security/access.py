@@ -29,7 +29,7 @@ from framework.access import (
 from framework.call import Call, Handler, Method, Reply
 from framework.errors import ConfigError, PermissionDenied, RpcError
 from framework.identity import Identity
-from framework.logs.lines import Allowance
+from framework.observation import Allowance
 from framework.parsing import suggest
 from framework.security.files import text_of
 

@@ -33,9 +33,9 @@ from framework.errors import (
     error_for,
 )
 from framework.interceptors.request_id import KEY as REQUEST_ID
-from framework.logs.lines import Allowance
 from framework.loop import exact_clock
 from framework.metadata import pairs
+from framework.observation import Allowance
 from framework.parsing import suggest
 from framework.percentile import Latencies
 from framework.server.context import PUSHBACK, UNSET, ServerCall

@@ -15,8 +15,8 @@ from framework.call import OK, Call, Method, Outcome
 from framework.errors import Code, Internal, NotFound, Unavailable
 from framework.identity import Identity
 from framework.logs import CallLines, configure_logging
-from framework.logs.lines import Allowance, level_of
-from framework.observation import LogSettings
+from framework.logs.lines import level_of
+from framework.observation import Allowance, LogSettings
 from framework.server.context import incoming_call
 from framework.server.pipeline import status_of
 from tests.observation.test_output import unset
