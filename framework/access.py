@@ -93,6 +93,12 @@ def _url(value: Any, where: str) -> str:
     return url
 
 
+def _said(settings: Table) -> bool:
+    """Whether anything is said at all. What is needed may be missing, such as a secret that was to come from the
+    environment: that is a mistake to be told, and no reason to ask nobody."""
+    return bool(settings.said) or settings != type(settings)()
+
+
 @dataclass(frozen=True, slots=True)
 class JwtSettings(Table):
     """`[auth.jwt]`: tokens that somebody else has signed. Without an issuer there are none.
@@ -123,7 +129,7 @@ class JwtSettings(Table):
     @property
     def on(self) -> bool:
         """Anything is said of tokens."""
-        return bool(self.issuer or self.audience or self.algorithms or self.jwks or self.key)
+        return _said(self)
 
     def verify(self) -> None:
         """Raise ConfigError unless this is enough to check tokens with."""
@@ -166,7 +172,7 @@ class InternalSettings(Table):
     @property
     def on(self) -> bool:
         """Anything is said of it."""
-        return bool(self.secret or self.previous or self.key or self.trusted)
+        return _said(self)
 
     def verify(self) -> None:
         """Raise ConfigError unless this is enough."""
@@ -180,6 +186,11 @@ class InternalSettings(Table):
             raise ConfigError("auth.internal has a shared `secret`, and `key` or `trusted`: say one or the other")
         if self.previous and not self.secret:
             raise ConfigError("auth.internal.previous counts beside `secret`, which is missing")
+        if not (self.secret or self.key or self.trusted) or ("secret" in self.said and not self.secret):
+            raise ConfigError(
+                "auth.internal.secret is missing or empty: set FRAMEWORK_AUTH_INTERNAL_SECRET, or say `key` or"
+                " `trusted`"
+            )
 
 
 def _spiffe(value: Any, where: str) -> str:
@@ -212,7 +223,17 @@ class AuthSettings(Table):
     @property
     def on(self) -> bool:
         """Callers are asked who they are."""
-        return bool(self.jwt.on or self.keys or self.mtls or self.internal.on or self.authenticators)
+        return _said(self)
+
+    def verify(self) -> None:
+        """Raise ConfigError unless this is enough to know anybody by."""
+        for name in ("jwt", "internal"):
+            one: JwtSettings | InternalSettings = getattr(self, name)
+            if one.on or name in self.said:
+                one.verify()
+        for name in ("keys", "mtls", "authenticators"):
+            if name in self.said and not getattr(self, name):
+                raise ConfigError(f"{self.said[name][0]} is empty: say what it should be, or remove it")
 
 
 # What they may do
@@ -227,7 +248,7 @@ class Rule:
         roles: who has one of these; empty is no condition, as with the others.
         scopes: who has all of these.
         services: who calls from one of these services.
-        subjects: who is one of these.
+        subjects: who is one of these, whatever has proved it.
     """
 
     public: bool = False
@@ -376,8 +397,14 @@ class AccessSettings(Table):
 
     @property
     def on(self) -> bool:
-        """Anything is said of who may call."""
-        return bool(self.default or self.file or self.rules)
+        """Anybody is kept from anything, which takes that callers are known."""
+        everybody = WORDS[PUBLIC]
+        reflection = self.reflection != everybody and (
+            self.reflection != WORDS[AUTHENTICATED] or "reflection" in self.said
+        )
+        return bool(
+            self.default not in (None, PUBLIC) or self.health != everybody or reflection or self.file or self.rules
+        )
 
 
 DECLARED = "(framework.method).access"

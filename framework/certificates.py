@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextvars
+import dataclasses
 import logging
 import re
 import ssl
@@ -207,11 +208,11 @@ class TlsFiles:
     """
 
     def __init__(self, settings: ServerTls | ClientTls, where: str, *, now: Callable[[], float] = time.time) -> None:
-        self.settings = settings
+        self.settings = settings = _absolute(settings)
         self.where = where
         self._now = now
         files = (settings.certificate, settings.key, "" if settings.ca == SYSTEM else settings.ca)
-        self._paths = [Path.cwd() / file for file in files if file]
+        self._paths = [Path(file) for file in files if file]
         self._read = self._seen = self._stamps()
         self.current = read(settings, where, now())
         self._followers: list[Callable[[], object]] = []
@@ -269,6 +270,16 @@ class TlsFiles:
 
     def __repr__(self) -> str:
         return f"<TlsFiles of {self.where}: {', '.join(map(str, self._paths))}>"
+
+
+def _absolute(settings: ServerTls | ClientTls) -> ServerTls | ClientTls:
+    """The same files, wherever the process goes from here."""
+
+    def there(file: str) -> str:
+        return str(Path.cwd() / file) if file else ""
+
+    ca = settings.ca if settings.ca == SYSTEM else there(settings.ca)
+    return dataclasses.replace(settings, certificate=there(settings.certificate), key=there(settings.key), ca=ca)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

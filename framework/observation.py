@@ -1,4 +1,4 @@
-"""Settings of what a process tells of itself: `[telemetry]`, and `[admin]`.
+"""Settings of what a process tells of itself, `[telemetry]` and `[admin]`, and what keeps that within bounds.
 
 [telemetry]
 endpoint = "http://127.0.0.1:4317"      # of a collector; default: what OTEL_EXPORTER_OTLP_ENDPOINT says, or none
@@ -14,6 +14,7 @@ port = 9090                             # on 127.0.0.1; "none" is no pages
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,3 +89,34 @@ class TelemetrySettings(Table):
     interval: float = setting(30.0, period)
     flush: float = setting(5.0, span(0.0, 60.0))
     logs: LogSettings = table(LogSettings(), LogSettings)
+
+
+class Allowance:
+    """Lets through a share of what comes, and no more than so many a second.
+
+    Attributes:
+        without: how many have not been let through since one was.
+    """
+
+    __slots__ = ("_left", "_per_second", "_random", "_second", "_share", "without")
+
+    def __init__(self, per_second: int, share: float, rng: random.Random) -> None:
+        self._per_second = self._left = per_second
+        self._share = share
+        self._random = rng.random
+        self._second = 0
+        self.without = 0
+
+    def take(self, now: float) -> bool:
+        """Whether this one is let through, at `now` seconds."""
+        if self._share < 1.0 and self._random() >= self._share:
+            self.without += 1
+            return False
+        if (second := int(now)) != self._second:
+            self._second = second
+            self._left = self._per_second
+        if self._left <= 0:
+            self.without += 1
+            return False
+        self._left -= 1
+        return True

@@ -348,10 +348,13 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer | None:
     certificate = transport.get_extra_info("peercert")
     if not certificate:
         return None
-    names = tuple(str(name) for kind, name in certificate.get("subjectAltName", ()))
-    spiffe = [name for name in names if name.startswith("spiffe://")]
+    said = certificate.get("subjectAltName", ())
+    names = tuple(str(name) for _, name in said)
+    # With a second URI of any kind it is no SPIFFE id, as gRPC has it.
+    uris = [str(name) for kind, name in said if kind == "URI"]
+    spiffe = uris[0] if len(uris) == 1 and uris[0].startswith("spiffe://") else ""
     subject = {key: str(value) for part in certificate.get("subject", ()) for key, value in part}
-    return Peer(names, spiffe[0] if len(spiffe) == 1 else "", subject.get("commonName", ""))
+    return Peer(names, spiffe, subject.get("commonName", ""))
 
 
 def limited(limits: HttpLimits) -> type[LimitedProtocol]:

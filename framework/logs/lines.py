@@ -25,7 +25,7 @@ from framework.call import Call, Method, Outcome
 from framework.errors import Code, RpcError
 from framework.logs import redaction
 from framework.logs.output import NAMES, Output, trace_ids
-from framework.observation import LogSettings
+from framework.observation import Allowance, LogSettings
 
 log = logging.getLogger("framework.calls")
 
@@ -55,37 +55,6 @@ def level_of(code: Code, side: Side, service: str = "") -> int:
     if code in (Code.OK, Code.CANCELLED) and service.startswith("grpc."):  # health is watched until it is given up
         return logging.DEBUG
     return logging.INFO
-
-
-class Allowance:
-    """Lets through a share of what comes, and no more than so many a second.
-
-    Attributes:
-        without: how many have not been let through since one was.
-    """
-
-    __slots__ = ("_left", "_per_second", "_random", "_second", "_share", "without")
-
-    def __init__(self, per_second: int, share: float, rng: random.Random) -> None:
-        self._per_second = self._left = per_second
-        self._share = share
-        self._random = rng.random
-        self._second = 0
-        self.without = 0
-
-    def take(self, now: float) -> bool:
-        """Whether this one is let through, at `now` seconds."""
-        if self._share < 1.0 and self._random() >= self._share:
-            self.without += 1
-            return False
-        if (second := int(now)) != self._second:
-            self._second = second
-            self._left = self._per_second
-        if self._left <= 0:
-            self.without += 1
-            return False
-        self._left -= 1
-        return True
 
 
 class CallLines:

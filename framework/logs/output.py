@@ -28,8 +28,11 @@ NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning
 _OWN = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
 """What every record has; the rest was given as `extra`."""
 
-_QUIET = {"asyncio": logging.WARNING, "aiohttp.access": logging.WARNING, "uvicorn": logging.WARNING}
-"""Loggers of others that say at `info` what says nothing."""
+_QUIET = {
+    **dict.fromkeys(("asyncio", "aiohttp.access", "uvicorn"), logging.WARNING),
+    **dict.fromkeys(("opentelemetry.baggage", "opentelemetry.trace"), logging.ERROR),
+}
+"""Loggers of others that say at `info` what says nothing, and at `warning` what callers have sent, whole."""
 
 
 def configure_logging(
@@ -170,12 +173,44 @@ def _renderer(settings: LogSettings, stream: TextIO) -> Render:
         event.pop("service", None)  # whoever looks at a terminal has started it
         if event.get("logger", "").startswith("framework"):
             del event["logger"]
+        # In what callers have said nothing may look like a line of its own, or speak to the terminal.
+        for key, one in event.items():
+            if isinstance(one, str):
+                if not one.isprintable():
+                    event[key] = _indented(one) if key in _LINES else _escaped(one)
+            elif type(one) not in _PLAIN:
+                event[key] = _Shown(_escaped(redaction.text(repr(one))))
         return str(console(None, event["level"], event)).rstrip()
 
     return text_line
 
 
-_PLAIN = (str, int, float, bool)
+_PLAIN = (str, int, float, bool, type(None))
+
+_LINES = frozenset(("exception", "stack"))
+"""What is shown on lines of its own, below the line."""
+
+
+class _Shown(str):
+    """What is shown as it is, without quotes around it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _escaped(text: str) -> str:
+    """Text in which everything can be seen: of control characters, their names."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _indented(text: str) -> str:
+    """Several lines, none of which begins where a line of the log does."""
+    return "\n".join(f"    {_escaped(line)}" for line in text.split("\n"))
+
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=lambda given: redaction.text(str(given))).encode
 

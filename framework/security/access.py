@@ -8,6 +8,8 @@ Reading order: Policy (pure: which rules hold for a method), Held, Access.
 from __future__ import annotations
 
 import logging
+import random
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,10 +29,14 @@ from framework.access import (
 from framework.call import Call, Handler, Method, Reply
 from framework.errors import ConfigError, PermissionDenied, RpcError
 from framework.identity import Identity
+from framework.observation import Allowance
 from framework.parsing import suggest
 from framework.security.files import text_of
 
 log = logging.getLogger("framework.security")
+
+LINES = 10
+"""Calls a second that were not allowed and are told in the log."""
 
 
 class Policy:
@@ -111,15 +117,23 @@ class Access:
         settings: with rules.
         more: those of the file that the settings name.
         missing: the error for somebody who would have to be known.
+        now: seconds of a clock.
     """
 
     def __init__(
-        self, settings: AccessSettings, more: Mapping[str, Rules] | None = None, *, missing: Callable[[], RpcError]
+        self,
+        settings: AccessSettings,
+        more: Mapping[str, Rules] | None = None,
+        *,
+        missing: Callable[[], RpcError],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.version = 0
         self._settings = settings
         self._more = more or {}
         self._missing = missing
+        self._now = now
+        self._lines = Allowance(LINES, 1.0, random.Random())  # whoever may not call can call as often as they like
         self._held: dict[str, Held] = {}
         self._declared = False
         self._policy = self._made(settings, self._more, ())
@@ -194,7 +208,11 @@ class Access:
                 return
         if held.rules and (identity is None or not identity.subject):
             raise self._missing()
-        log.info("%s may not call %s: %s", identity or "somebody", held.method.full_name, why(held.rules, identity))
+        if self._lines.take(self._now()):
+            others, self._lines.without = self._lines.without, 0
+            more = f" ({others} more since the last line)" if others else ""
+            reason = why(held.rules, identity)
+            log.info("%s may not call %s: %s%s", identity or "somebody", held.method.full_name, reason, more)
         raise PermissionDenied(f"{held.method.full_name} is not for this caller")
 
     def __repr__(self) -> str:

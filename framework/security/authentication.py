@@ -9,7 +9,10 @@
     | a certificate                        | the service that it names; beside one of the others, who calls for it |
     | nothing                              | nobody: None                                                          |
 
-What is shown and does not hold is refused, whatever else is shown. Callers are not told why; the log is.
+The first row that applies decides, and those below it are not looked at; beside a bearer token a key is, and beside
+anything a certificate. What is looked at and does not hold is refused, and so are credentials that nothing here is set
+up for. Only a key beside a token is left alone then: proxies have keys of their own. Callers are not told why; the log
+is.
 """
 
 from __future__ import annotations

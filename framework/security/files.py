@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from framework.config import Stamp
 from framework.errors import ConfigError
@@ -23,7 +23,7 @@ class Followed(Generic[T]):
     """A file, or a folder of files, and what is read from it.
 
     Args:
-        path: where it is.
+        path: where it is; from where the process is now, wherever it goes from here.
         read: reads it; raises ConfigError.
         changed: is told what it says now, whenever that has changed; may refuse it with ConfigError.
 
@@ -37,11 +37,11 @@ class Followed(Generic[T]):
     def __init__(
         self, path: Path, read: Callable[[Path], T], changed: Callable[[T], object] = lambda value: None
     ) -> None:
-        self.path = path
+        self.path = path.absolute()
         self._read = read
         self._changed = changed
         self._stamp = self._seen = _stamp(path)
-        self.value = read(path)
+        self.value = read(path)  # and mistakes are told as it was named
 
     def look(self) -> None:
         """Read it when it has changed since it was read, and not since the last look."""
@@ -53,20 +53,33 @@ class Followed(Generic[T]):
         try:
             value = self._read(self.path)
             self._changed(value)
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             log.warning("%s; what it said before stays", error)
             return
         self.value = value
         log.info("%s has changed, and is followed", self.path)
 
+    def __repr__(self) -> str:
+        return f"<Followed {self.path}>"
 
-async def follow(files: Iterable[Followed[Any]]) -> None:
-    """Look at files until cancelled."""
+
+class Looked(Protocol):
+    """What is looked at again and again."""
+
+    def look(self) -> None:
+        """Take over what has changed."""
+
+
+async def follow(files: Iterable[Looked]) -> None:
+    """Look at files until cancelled: at each of them, whatever becomes of the others."""
     files = tuple(files)
     while files:
         await asyncio.sleep(INTERVAL)
         for one in files:
-            one.look()
+            try:
+                one.look()
+            except Exception:
+                log.exception("%r cannot be followed; what it said before stays", one)
 
 
 def text_of(path: Path) -> str:
@@ -78,6 +91,9 @@ def text_of(path: Path) -> str:
 
 
 def _stamp(path: Path) -> Any:
-    if path.is_dir():
-        return tuple(sorted((one.name, str(Stamp.now(one))) for one in path.iterdir()))
+    try:
+        if path.is_dir():
+            return tuple(sorted((one.name, str(Stamp.now(one))) for one in path.iterdir()))
+    except OSError:  # gone in the meantime, or not to be read now
+        return None
     return Stamp.now(path)

@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from framework.access import AccessSettings, Rules
 from framework.call import Call, Interceptor, Method
 from framework.config import Settings
-from framework.errors import ConfigError
+from framework.errors import ConfigError, RpcError
 from framework.identity import Identity, Peer
 from framework.interceptors.identity import NOBODY, Signer, signer
 from framework.reload import watch
 from framework.security import access as policies
 from framework.security.access import Access
 from framework.security.authentication import Authentication, Authenticator, Credentials, as_authenticator, load
-from framework.security.files import Followed, follow
+from framework.security.files import Followed, Looked, follow
 
 log = logging.getLogger("framework.security")
 
@@ -92,12 +93,18 @@ async def guarded(
     given = tuple(as_authenticator(one, f"authenticators of {name}: {one!r}") for one in authenticators)
     auth, access = settings.auth, settings.access
     if not auth.on and not given:
-        if access.on and (access.default != "public" or access.rules or access.file):
+        if access.on:
             raise ConfigError(
                 "[access] says who may call, and nothing says how callers are known: set up [auth], or remove [access]"
             )
         yield None
         return
+    auth.verify()
+    if auth.mtls and not any(one.ca for one in (settings.server.tls, settings.server.http.tls, settings.gateway.tls)):
+        raise ConfigError(
+            "auth.mtls goes by the certificates of callers, and nothing asks for one: name the `ca` that signs them in"
+            " [server.tls], [server.http.tls] or [gateway.tls], or remove it"
+        )
     try:
         built = _built(name, settings, given)
     except ModuleNotFoundError as error:
@@ -106,9 +113,9 @@ async def guarded(
         raise ConfigError(
             f"{error.name} is not installed; [auth] takes: pip install framework-grpc[security]"
         ) from None
-    guard, files, running = built
+    guard, rules, files, running = built
     tasks = [asyncio.create_task(one) for one in (follow(files), *(one.run() for one in running))]
-    forget = watch(settings, lambda new: _take_over(guard.access, new)) if _from_file(settings) else lambda: None
+    forget = watch(settings, lambda new: rules.take_over(new.access)) if _from_file(settings) else lambda: None
     before = signer.get()
     signer.set(guard.signer)
     try:
@@ -128,24 +135,51 @@ def _from_file(settings: Settings) -> bool:
     return settings.source is not None and settings.access == settings.source.read.access
 
 
-def _take_over(access: Access, new: Settings) -> None:
-    try:
-        access.apply(new.access)
-    except ConfigError as error:
-        log.warning("%s; the rules stay as they were", error)
+class _Rules:
+    """Where the rules come from: the settings, and the file that these name, which may become another one.
+
+    Args:
+        settings: as the process starts with them.
+        missing: see `Access`.
+    """
+
+    def __init__(self, settings: AccessSettings, missing: Callable[[], RpcError]) -> None:
+        self._start = Path.cwd()
+        self._name = settings.file
+        self._file = self._opened(Path(settings.file)) if settings.file else None
+        self.access = Access(settings, None if self._file is None else self._file.value, missing=missing)
+
+    def _opened(self, path: Path) -> Followed[Mapping[str, Rules]]:
+        return Followed(path, policies.read, lambda found: self.access.apply(more=found))
+
+    def look(self) -> None:
+        """Take over what has changed in the file."""
+        if self._file is not None:
+            self._file.look()
+
+    def take_over(self, settings: AccessSettings) -> None:
+        """Go by other settings."""
+        try:
+            file = self._file
+            if settings.file != self._name:
+                file = self._opened(self._start / settings.file) if settings.file else None
+            self.access.apply(settings, {} if file is None else file.value)
+        except ConfigError as error:
+            log.warning("%s; the rules stay as they were", error)
+            return
+        self._name, self._file = settings.file, file
 
 
 def _built(
     name: str, settings: Settings, given: tuple[Authenticator, ...]
-) -> tuple[Guard, list[Followed[Any]], list[Any]]:
+) -> tuple[Guard, _Rules, list[Looked], list[Any]]:
     auth = settings.auth
-    files: list[Followed[Any]] = []
+    files: list[Looked] = []
     running: list[Any] = []
     jwt: Any = None
     keys: Any = None
     tokens: Any = None
     if auth.jwt.on:
-        auth.jwt.verify()
         from framework.security.jwks import Jwks, OneKey, public_key
         from framework.security.jwt import Jwt
 
@@ -177,7 +211,6 @@ def _built(
         keys.entries = entries.value
         files.append(entries)
     if auth.internal.on:
-        auth.internal.verify()
         from framework.security.tokens import Tokens, private_key, trusted_keys
 
         own = private_key(Path(auth.internal.key)) if auth.internal.key else None
@@ -194,12 +227,10 @@ def _built(
     authentication = Authentication(
         (*given, *load(auth.authenticators)), jwt=jwt, keys=keys, tokens=tokens, mtls=auth.mtls, peer_of=_peer_of
     )
-    more: Followed[Any] | None = None
-    if settings.access.file:
-        more = Followed(Path(settings.access.file), policies.read, lambda found: access.apply(more=found))
-        files.append(more)
-    access = Access(settings.access, None if more is None else more.value, missing=authentication.missing)
-    return Guard(name, authentication, access, tokens if tokens is not None and tokens.signs else None), files, running
+    rules = _Rules(settings.access, authentication.missing)
+    files.append(rules)
+    signs = tokens if tokens is not None and tokens.signs else None
+    return Guard(name, authentication, rules.access, signs), rules, files, running
 
 
 def _peer_of(call: Call) -> Peer | None:

@@ -19,13 +19,12 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt import PyJWK
-from jwt.exceptions import PyJWTError
 
 from framework.access import ALGORITHMS
 from framework.errors import ConfigError, Unavailable
@@ -46,8 +45,25 @@ LEAST_RSA = 2048
 """Bits that an RSA key has to have. Source: RFC 7518, section 3.3."""
 
 Key: TypeAlias = Any
-Keys: TypeAlias = Mapping[str, Key]
-"""Public keys by their id."""
+
+
+class Known(NamedTuple):
+    """A public key of an issuer.
+
+    Attributes:
+        algorithm: the only one that it is for; empty when that is not said.
+    """
+
+    key: Key
+    algorithm: str = ""
+
+    def fits(self, algorithm: str) -> bool:
+        """Whether something signed with this algorithm can be signed with this key."""
+        return kind_of(self.key) == ALGORITHMS[algorithm] and self.algorithm in ("", algorithm)
+
+
+Keys: TypeAlias = Mapping[str, tuple[Known, ...]]
+"""Public keys by their id, which nothing makes unique; those without one by the empty text."""
 
 Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]
 
@@ -55,8 +71,8 @@ Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]
 class KeySource(Protocol):
     """Where the keys of an issuer come from."""
 
-    def find(self, kid: str | None) -> Key | None:
-        """The key of an id, or the only one when a token names none; None when it is not known."""
+    def find(self, kid: str | None) -> tuple[Known, ...]:
+        """The keys of an id; when a token names none, those without one, or the only one there is."""
 
     async def seek(self) -> None:
         """Look for keys that are not known yet. Raises Unavailable when nothing is known."""
@@ -71,7 +87,7 @@ def kind_of(key: Key) -> str:
     return "Ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else ""
 
 
-def parse(raw: bytes) -> dict[str, Key]:
+def parse(raw: bytes) -> dict[str, tuple[Known, ...]]:
     """The keys in a key set, without those that no token may be signed with.
 
     Raises:
@@ -82,21 +98,26 @@ def parse(raw: bytes) -> dict[str, Key]:
         assert isinstance(given, list)
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         raise ValueError("that is no key set") from None
-    found: dict[str, Key] = {}
+    found: dict[str, tuple[Known, ...]] = {}
     for one in given:
-        if not isinstance(one, dict) or one.get("use", "sig") != "sig" or one.get("kty") == "oct":
-            continue
-        # A key that says what it is for is for nothing else.
-        declared = one.get("alg")
-        if declared is not None and declared not in ALGORITHMS:
-            continue
-        try:
-            key = PyJWK({name: value for name, value in one.items() if name != "alg"}).key
-        except (PyJWTError, ValueError, TypeError, KeyError):
-            continue
-        if kind_of(key) and (declared is None or ALGORITHMS[declared] == kind_of(key)):
-            found.setdefault(str(one.get("kid", "")), key)
+        if isinstance(one, dict) and (known := _known(one)) is not None:
+            kid = str(one.get("kid", ""))
+            found[kid] = (*found.get(kid, ()), known)
     return found
+
+
+def _known(given: Mapping[str, Any]) -> Known | None:
+    """One key of a set; None for one that no token may be signed with."""
+    declared = given.get("alg")
+    if given.get("use", "sig") != "sig" or given.get("kty") == "oct":
+        return None
+    if declared is not None and not (isinstance(declared, str) and declared in ALGORITHMS):
+        return None
+    try:
+        known = Known(PyJWK({name: value for name, value in given.items() if name != "alg"}).key, declared or "")
+        return known if kind_of(known.key) and (not declared or known.fits(declared)) else None
+    except Exception:  # whatever is wrong with it: the others count all the same
+        return None
 
 
 def public_key(path: Path) -> Key:
@@ -124,8 +145,8 @@ class OneKey:
     def __init__(self, key: Key) -> None:
         self.key = key
 
-    def find(self, kid: str | None) -> Key | None:
-        return self.key
+    def find(self, kid: str | None) -> tuple[Known, ...]:
+        return (Known(self.key),)
 
     async def seek(self) -> None:
         """There are no others."""
@@ -157,11 +178,11 @@ class Jwks:
         self._fetching: asyncio.Task[None] | None = None
         self._trouble = ""
 
-    def find(self, kid: str | None) -> Key | None:
+    def find(self, kid: str | None) -> tuple[Known, ...]:
         """See KeySource."""
-        if kid is None:
-            return next(iter(self.keys.values())) if len(self.keys) == 1 else None
-        return self.keys.get(kid)
+        if kid is None and len(self.keys) == 1:
+            return next(iter(self.keys.values()))
+        return self.keys.get(kid or "", ())
 
     async def seek(self) -> None:
         """See KeySource."""
@@ -196,15 +217,17 @@ class Jwks:
         except Exception as error:
             trouble = str(error) or type(error).__name__
             if trouble != self._trouble:
-                stays = f"the {len(self.keys)} that are known stay" if self.keys else "none is known"
+                stays = f"the {sum(map(len, self.keys.values()))} that are known stay" if self.keys else "none is known"
                 log.warning("the keys at %s cannot be had, %s: %s", self.url, stays, trouble)
             self._trouble = trouble
         else:
             if self._trouble or found.keys() != self.keys.keys():
-                log.info("the keys at %s are: %s", self.url, ", ".join(sorted(found)))
+                log.info(
+                    "the keys at %s are: %s", self.url, ", ".join(kid or "one without an id" for kid in sorted(found))
+                )
             self._trouble = ""
             before, self.keys = self.keys, found
-            if before and {kid: _bytes(key) for kid, key in before.items()} != {k: _bytes(v) for k, v in found.items()}:
+            if before and _told_apart(before) != _told_apart(found):
                 self.changed()
         finally:
             self._fetching = None
@@ -216,12 +239,13 @@ class Jwks:
             await asyncio.wait([self._fetching])
 
     def __repr__(self) -> str:
-        return f"<Jwks {self.url} with {len(self.keys)} keys>"
+        return f"<Jwks {self.url} with {sum(map(len, self.keys.values()))} keys>"
 
 
-def _bytes(key: Key) -> bytes:
-    raw: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return raw
+def _told_apart(keys: Keys) -> dict[str, set[tuple[bytes, str]]]:
+    """The same for the same keys, which cannot be compared themselves."""
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return {kid: {(one.key.public_bytes(*form), one.algorithm) for one in known} for kid, known in keys.items()}
 
 
 async def _fetch(url: str) -> bytes:

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
 
-from framework.access import ALGORITHMS, JwtSettings
+from framework.access import JwtSettings
 from framework.identity import Identity
 from framework.security.authentication import LONGEST, Refused, Verified
-from framework.security.jwks import KeySource, kind_of
+from framework.security.jwks import KeySource
 
 INTERNAL = "framework-identity+jwt"
 """The `typ` of tokens that services make for each other; no other token is one, and one of them is no other."""
+
+LATEST = 1e15
+"""Seconds since the epoch of which no token speaks; there are numbers in JSON that no clock can be compared with."""
 
 _SIGNATURES = PyJWS()
 """PyJWT's algorithms. Its own way from a token to them looks at every letter in Python, which takes as long as to check
@@ -70,14 +72,15 @@ class Jwt:
             raise Refused("the token is of a kind that is not accepted")
         if kid is not None and not isinstance(kid, str):
             raise Refused("the token is malformed")
-        if (key := self._keys.find(kid)) is None:
+        if not (known := self._keys.find(kid)):
             await self._keys.seek()
-            if (key := self._keys.find(kid)) is None:
+            if not (known := self._keys.find(kid)):
                 raise Refused("the token is signed with a key that is not known")
-        if kind_of(key) != ALGORITHMS[algorithm]:
+        keys = [one.key for one in known if one.fits(algorithm)]
+        if not keys:
             raise Refused("the token's algorithm is not that of its key")
         claims = checked(
-            signed, key, algorithm, audience=self._settings.audience, issuer=self._settings.issuer, required=("sub",)
+            signed, keys, algorithm, audience=self._settings.audience, issuer=self._settings.issuer, required=("sub",)
         )
         until = lifetime(claims, now, self._settings.leeway)
         identity = self._identity(claims)
@@ -131,6 +134,8 @@ def parse(token: str) -> Signed:
 def _decoded(part: bytes) -> bytes:
     """base64url; padding, which some issuers leave there, may be. Raises ValueError for what nothing encodes to."""
     bare = part.rstrip(b"=")
+    if len(part) - len(bare) not in (0, -len(bare) % 4):  # or one token could be written in any number of ways
+        raise ValueError("not base64url")
     decoded = base64.urlsafe_b64decode(bare + b"=" * (-len(bare) % 4))
     if base64.urlsafe_b64encode(decoded).rstrip(b"=") != bare:  # letters that are none, or bits that nobody needs
         raise ValueError("not base64url")
@@ -139,21 +144,21 @@ def _decoded(part: bytes) -> bytes:
 
 def checked(
     token: Signed,
-    key: Any,
+    keys: Iterable[Any],
     algorithm: str,
     *,
     audience: tuple[str, ...],
     issuer: str | None,
     required: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
-    """The claims of a token that is signed with this key, for this audience, by this issuer.
+    """The claims of a token that is signed with one of these keys, for this audience, by this issuer.
 
     Raises:
         Refused: it is not.
     """
     signs = _SIGNATURES.get_algorithm_by_name(algorithm)
     try:
-        holds = signs.verify(token.text, signs.prepare_key(key), token.signature)
+        holds = any(signs.verify(token.text, signs.prepare_key(key), token.signature) for key in keys)
         claims = json.loads(token.payload) if holds else None
     except (PyJWTError, ValueError, TypeError, RecursionError):
         claims = None
@@ -177,7 +182,7 @@ def lifetime(claims: Mapping[str, Any], now: float, leeway: float) -> float:
     """Until when a token counts. Raises Refused when it does not now."""
     times = {}
     for name, value in (("exp", claims.get("exp")), ("nbf", claims.get("nbf", 0)), ("iat", claims.get("iat", 0))):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:  # nor nan
             raise Refused(f"{name} of the token is no time")
         times[name] = float(value)
     if now >= times["exp"] + leeway:

@@ -22,15 +22,19 @@ from google.rpc.error_details_pb2 import BadRequest
 from framework.call import Call, Handler, Interceptor, Method, Reply
 from framework.errors import ConfigError, InvalidArgument
 from framework.security.rules import has_rules
+from framework.security.sizes import Breach, measure
 
 log = logging.getLogger("framework")
 
 MOST_VIOLATIONS = 20
 """Violations that a caller is told of."""
 
-WHOLE = 64 << 10
+WHOLE = 8 << 10
 """Bytes of a request up to which all its violations are collected. There may be one every other byte, and each takes
 some 50 µs: of a larger request the first is told."""
+
+SMALL = 1 << 10
+"""Bytes of a request up to which it takes no time to speak of to look at all its rules, whatever they are."""
 
 Check = Callable[[Any], None]
 """Raises InvalidArgument for a message that breaks the rules."""
@@ -92,7 +96,11 @@ def checker(kind: Any) -> Check:
     except protovalidate.EvaluationError:
         pass  # of an empty message, which nobody sent
 
+    too_much = measure(kind.DESCRIPTOR)
+
     def check(message: Any) -> None:
+        if too_much is not None and message.ByteSize() > SMALL and (breach := too_much(message)) is not None:
+            raise _refusal([breach], 1)
         found = collect(message, fail_fast=True)
         if found:
             raise _invalid(collect(message) if message.ByteSize() <= WHOLE else found)
@@ -144,18 +152,23 @@ async def _each_of(requests: Iterable[Any]) -> Any:
 
 
 def _invalid(violations: list[Any]) -> InvalidArgument:
+    """What the library has found, as what the caller is told."""
+    told = [violation.proto for violation in violations[:MOST_VIOLATIONS]]
+    return _refusal([Breach(_path(one.field), one.message, one.rule_id) for one in told], len(violations))
+
+
+def _refusal(breaches: list[Breach], count: int) -> InvalidArgument:
     """What the caller is told: the first in the message, all of them as `google.rpc.BadRequest`."""
     details = BadRequest()
-    for violation in violations[:MOST_VIOLATIONS]:
-        told = violation.proto
+    for one in breaches:
         details.field_violations.add(
-            field=_path(told.field),
-            description=told.message or f"breaks the rule {told.rule_id}",
-            reason=told.rule_id.upper().replace(".", "_"),
+            field=one.field,
+            description=one.description or f"breaks the rule {one.rule}",
+            reason=one.rule.upper().replace(".", "_"),
         )
     first = details.field_violations[0]
     shown = f"{first.field}: {first.description}" if first.field else first.description
-    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    more = f" (and {count - 1} more)" if count > 1 else ""
     return InvalidArgument(f"{shown}{more}", details=[details])
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import secrets
+import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from framework.errors import (
 from framework.interceptors.request_id import KEY as REQUEST_ID
 from framework.loop import exact_clock
 from framework.metadata import pairs
+from framework.observation import Allowance
 from framework.parsing import suggest
 from framework.percentile import Latencies
 from framework.server.context import PUSHBACK, UNSET, ServerCall
@@ -463,6 +465,10 @@ ROOM = 7000
 """Bytes that a failure's message, details and trailing metadata may have; grpc refuses more than 8 kB of headers."""
 
 
+_large = Allowance(10, 1.0, random.Random())
+"""Lines a second about failures that do not fit: a caller may have chosen the text."""
+
+
 def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
     """The message and the trailing metadata that a failed call ends with.
 
@@ -484,7 +490,10 @@ def status_of(call: ServerCall, error: RpcError) -> tuple[str, Metadata]:
                 break
         while len(message) > 20 and _size(message, trailer) > ROOM:
             message = f"{message[: len(message) * 3 // 4]}..."
-        log.warning("%s failed with more than %d bytes; some are left out: %s", call.method.full_name, ROOM, message)
+        if _large.take(time.monotonic()):
+            log.warning(
+                "%s failed with more than %d bytes; some are left out: %.200s", call.method.full_name, ROOM, message
+            )
     return message, trailer
 
 

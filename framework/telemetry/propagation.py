@@ -10,6 +10,7 @@ Other formats are used when OTEL_PROPAGATORS names them.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 TRACEPARENT = "traceparent"
 _HEX = frozenset("0123456789abcdef")
 _EMPTY = Context()
+
+_KEY = r"[!#-'*+.0-9A-Z^-z|~-]++"
+_VALUE = r"[!#-+\--:<-\[\]-~]*+"
+_MEMBER = rf"[ \t]?{_KEY}[ \t]?=[ \t]?{_VALUE}[ \t]?(?:;[ \t]?{_KEY}[ \t]?(?:=[ \t]?{_VALUE}[ \t]?)?)*+"
+_BAGGAGE = re.compile(rf"{_MEMBER}(?:,{_MEMBER}){{0,63}}+")
+"""As much as W3C wants passed on. What is anything else takes the library a time that grows with its square, before
+anybody knows who calls, and a line of the log for each member."""
+
+LONGEST = {"baggage": 8192, "tracestate": 1024}
+"""Characters of what is read, by its name."""
 
 
 class _Pairs(Getter[Metadata]):
@@ -63,6 +74,18 @@ def span_context_of(traceparent: str) -> SpanContext | None:
     return found if found.is_valid else None
 
 
+def _read(name: str, value: Any) -> bool:
+    """Whether something is worth reading; the rest is as if it had not come."""
+    longest = LONGEST.get(name)
+    if longest is None:
+        return True
+    return (
+        isinstance(value, str)
+        and len(value) <= longest
+        and (name != "baggage" or _BAGGAGE.fullmatch(value) is not None)
+    )
+
+
 def incoming(metadata: Metadata, *, w3c: bool = True) -> Context:
     """The trace that a call belongs to, by its metadata; an empty context when it does not say."""
     said, more = "", False
@@ -72,7 +95,7 @@ def incoming(metadata: Metadata, *, w3c: bool = True) -> Context:
         elif key in CARRIED:
             more = True
     if more or not w3c:
-        return extract(metadata, _EMPTY, _PAIRS)
+        return extract(tuple(pair for pair in metadata if _read(*pair)), _EMPTY, _PAIRS)
     found = span_context_of(said) if said else None
     return _EMPTY if found is None else set_span_in_context(NonRecordingSpan(found), _EMPTY)
 
@@ -121,7 +144,8 @@ def continued(
         kind, attributes: of the span.
     """
     tracer = tracer or trace.get_tracer("framework")
-    parent = extract({key.lower(): value for key, value in headers.items()}, _EMPTY)
+    carried = {key.lower(): value for key, value in headers.items()}
+    parent = extract({key: value for key, value in carried.items() if _read(key, value)}, _EMPTY)
     with tracer.start_as_current_span(name, parent, kind, attributes) as span:
         yield span
 

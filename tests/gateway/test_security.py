@@ -21,6 +21,7 @@ from framework.security import keys
 from framework.security.authentication import Credentials
 from framework.security.guard import guarded
 from framework.security.tokens import Tokens
+from framework.tls import ServerTls
 from framework.web import GatewaySettings
 from tests.gateway.lab import OTHER as OTHER_PROTO
 from tests.gateway.lab import SHOP, Shop, Town, eventually, until
@@ -271,9 +272,10 @@ async def test_a_service_that_does_not_believe_the_gateway(
 async def test_certificates_at_the_gateway(tmp_path: Path) -> None:
     """A certificate that a client shows over HTTP names its service, as over gRPC."""
     settings = settings_of(tmp_path)
-    settings = dataclasses.replace(settings, auth=dataclasses.replace(settings.auth, mtls="spiffe://shop/{service}"))
-    async with guarded("gateway", settings) as security:
-        admission = Admission(GatewaySettings(), security)
+    auth = dataclasses.replace(settings.auth, mtls="spiffe://shop/{service}")
+    web = GatewaySettings(tls=ServerTls("cert.pem", ca="ca.pem"))
+    async with guarded("gateway", dataclasses.replace(settings, auth=auth, gateway=web)) as security:
+        admission = Admission(web, security)
         scope: dict[str, Any] = {"headers": [], PEER: Peer((), "spiffe://shop/partner")}
         await admission(scope, None)
         assert scope[IDENTITY] == Identity("partner", "mtls", "spiffe://shop/partner", service="partner")

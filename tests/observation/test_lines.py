@@ -15,8 +15,10 @@ from framework.call import OK, Call, Method, Outcome
 from framework.errors import Code, Internal, NotFound, Unavailable
 from framework.identity import Identity
 from framework.logs import CallLines, configure_logging
-from framework.logs.lines import Allowance, level_of
-from framework.observation import LogSettings
+from framework.logs.lines import level_of
+from framework.observation import Allowance, LogSettings
+from framework.server.context import incoming_call
+from framework.server.pipeline import status_of
 from tests.observation.test_output import unset
 
 __all__ = ["unset"]
@@ -201,3 +203,12 @@ def test_a_call_without_a_line_costs_nearly_nothing(unset: None) -> None:
     with_line = fastest(LogSettings(per_second=1_000_000))
     assert fastest(LogSettings(successes=0.0)) < with_line / 8
     assert fastest(LogSettings(server="failures")) < with_line / 20
+
+
+async def test_a_flood_of_failures_that_do_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells of a few each second, in short."""
+    call = incoming_call(Method("a.b.C", "M", object, object), (), deadline=None, peer="test")
+    for _ in range(1000):
+        status_of(call, NotFound("x" * 8000))
+    assert 1 <= len(caplog.records) <= 20
+    assert all(len(record.getMessage()) < 300 for record in caplog.records)

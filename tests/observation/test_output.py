@@ -146,3 +146,50 @@ def test_what_cannot_be_written_as_json_is_written_otherwise(unset: None) -> Non
 def test_repr() -> None:
     """Where it writes."""
     assert repr(Output(io.StringIO(), str, {})).startswith("<Output to <_io.StringIO")
+
+
+def shown_as_text(unset: None, write: Any) -> list[str]:
+    """The lines that a person sees, without their times."""
+    stream = io.StringIO()
+    configure_logging(LogSettings(format="text"), stream=stream)
+    write(logging.getLogger("shop"))
+    return [line[13:] if line[:1].isdigit() else line for line in stream.getvalue().splitlines()]
+
+
+def test_text_of_callers_makes_no_lines(unset: None) -> None:
+    """In text nothing that a caller has sent begins a line, or speaks to the terminal."""
+    forged = "x\n12:00:00.000 [info     ] all is well\r\x1b[2J\x85\u2028\x9b"
+
+    def write(log: logging.Logger) -> None:
+        log.warning("no product %s", forged, extra={"id": "\x1b[2J", "ids": [forged]})
+
+    (line,) = shown_as_text(unset, write)
+    assert line.isprintable()
+    assert line.startswith(r"[warning  ] no product x\n12:00:00.000 [info     ] all is well\r\x1b[2J\x85\u2028\x9b ")
+
+
+def test_text_of_callers_in_tracebacks(unset: None) -> None:
+    """A traceback keeps its lines, none of which begins where a line of the log does."""
+
+    def write(log: logging.Logger) -> None:
+        try:
+            raise KeyError("x") from ValueError("x\n12:00:00.000 [info     ] all is well \x1b[2J")
+        except KeyError as error:
+            error.add_note("a\nb")
+            log.exception("failed")
+
+    _, *below = shown_as_text(unset, write)
+    assert r"    12:00:00.000 [info     ] all is well \x1b[2J" in below
+    assert [line for line in below if line and not (line.startswith("    ") and line.isprintable())] == []
+    assert below[-3:] == ["    KeyError: 'x'", "    a", "    b"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_credentials_in_objects(unset: None, form: Any) -> None:
+    """What is no text is made text, and looked at as such."""
+    stream = io.StringIO()
+    configure_logging(LogSettings(format=form), stream=stream)
+    error = ValueError("Authorization: Bearer abcdefgh12345")
+    logging.getLogger("shop").error("failed", extra={"err": error, "all": [error]})
+    assert "ValueError" in stream.getvalue() or form == "json"
+    assert "abcdefgh" not in stream.getvalue()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 
-from framework.logs.redaction import HIDDEN, message, secret, text, value
+from framework.logs.redaction import HIDDEN, LONGEST, message, secret, text, value
 from framework.parsing import Secret
 
 File = descriptor_pb2.FileDescriptorProto
@@ -115,6 +116,12 @@ def test_other_names(name: str) -> None:
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", HIDDEN),
         ("orders serves on 127.0.0.1:50051", "orders serves on 127.0.0.1:50051"),
         ("the bearer of this", "the bearer of this"),
+        ("(('set-cookie', b'a=1; b=2'),)", f"(('set-cookie', {HIDDEN}),)"),
+        (f"bad key fwk_ci-1_{'0a' * 32}!", f"bad key {HIDDEN}!"),
+        ("connect(host=db password=hunter2)", f"connect(host=db password={HIDDEN})"),
+        ("DB_PASSWORD=hunter2, a=b", f"DB_PASSWORD={HIDDEN}, a=b"),
+        ("/callback?access_token=abc&state=x", f"/callback?access_token={HIDDEN}&state=x"),
+        ("mytoken=5 the password: too short", "mytoken=5 the password: too short"),
     ],
 )
 def test_text(given: str, shown: str) -> None:
@@ -135,3 +142,40 @@ def test_values() -> None:
     around: list[Any] = []
     around.append(around)
     assert HIDDEN in str(value(around))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("-eyJ", "eyJaaaaa.", "bearer ", f"bearer{' ' * 999}", "password='", "password   ", "token=", "fwk_"),
+        *("-----BEGIN ", "-----BEGIN PRIVATE KEY-----", "-----END A ", "://a:", "a"),
+    ],
+)
+def test_text_that_somebody_made_up_to_be_slow(piece: str) -> None:
+    """A caller may choose the text, and everybody waits while it is looked at: twice as much takes twice as long."""
+
+    def took(size: int) -> float:
+        given = (piece * size)[:size]
+        start = time.thread_time()
+        for _ in range(8):
+            text(given)
+        return time.thread_time() - start
+
+    shortest = min(took(LONGEST // 8) for _ in range(3)), min(took(LONGEST) for _ in range(3))
+    assert shortest[1] < 30 * shortest[0] + 0.002
+
+
+def test_a_very_long_text_is_shown_in_part() -> None:
+    """Its beginning and its end, and how much is left out; looking at it costs no more than at one of 16 kB."""
+    given = "a" * 9000 + " " + "b" * 5_000_000 + " " + "c" * 4000
+    assert text(given) == f"{given[:8192]} ... {len(given) - 12288} characters more ... {given[-4096:]}"
+
+
+@pytest.mark.parametrize("cut", [8192, 12288, -8192, -4096])
+def test_no_part_of_a_credential_is_shown_where_a_text_is_cut(cut: int) -> None:
+    """Wherever the cut goes through one."""
+    key = f"-----BEGIN PRIVATE KEY-----{'QUJD' * 800}-----END PRIVATE KEY-----"
+    around = "x " * 20_000
+    where = cut % len(around)
+    for begin in range(where - len(key) - 2, where + 3, 301):
+        assert "QUJD" not in text(around[:begin] + key + around[begin:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,23 @@ async def test_statuses() -> None:
     assert await tried(rule, declaring("N"), ANN) is PermissionDenied
     assert await tried(rule, declaring("O"), None) is None
     assert await tried(rule, declaring("P"), ANN) is PermissionDenied
+
+
+def test_a_flood_of_calls_that_may_not(caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells of a few each second, and how many there were besides."""
+    caplog.set_level(logging.INFO)
+    seconds = [7.0]
+    settings = AccessSettings(default="deny")
+    rule = Access(settings, missing=lambda: Unauthenticated("who are you?"), now=lambda: seconds[0])
+    for at in (7.0, 8.0):
+        seconds[0] = at
+        for _ in range(1000):
+            with pytest.raises(PermissionDenied):
+                rule.check(declaring(), ANN)
+    lines = [record.getMessage() for record in caplog.records]
+    told = f"{ANN} may not call a.b.C/M: nobody may"
+    expected = [told] * 10 + [f"{told} (990 more since the last line)"] + [told] * 9
+    assert expected == lines
 
 
 async def test_one_declared_rule_closes_the_rest() -> None:

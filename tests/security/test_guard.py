@@ -33,6 +33,7 @@ from framework.security.authentication import Credentials
 from framework.security.guard import guarded
 from framework.security.tokens import Tokens
 from framework.testing import Network
+from framework.tls import ServerTls
 from tests.security.lab import (
     ARITIES,
     AUDIENCE,
@@ -227,6 +228,33 @@ async def test_keys(network: Network, tmp_path: Path) -> None:
     assert dict(caught.value.metadata)["www-authenticate"] == "ApiKey"
 
 
+async def test_several_at_once(network: Network, tmp_path: Path) -> None:
+    """The first that applies decides: your own, then what a service tells; of a token and a key both have to hold."""
+    file = tmp_path / "keys.toml"
+    key = keys.new("ci")
+    file.write_text(keys.line("ci", key))
+    settings = settings_of(tmp_path)
+    both = dataclasses.replace(settings, auth=dataclasses.replace(settings.auth, keys=str(file)))
+    network.add(service("none", Who(), settings, authenticators=[Doorman()]))
+    network.add(service("keys", Who(), both))
+    word, made_up = (("x-word", "sesame"), ("x-name", "ali")), ("x-api-key", "fwk_ci_" + "0" * 64)
+    signer = Tokens("orders", InternalSettings(secret=Secret(SECRET)))
+    for name, metadata, expected in (
+        ("none", (*word, *bearer("x"), (KEY, "forged")), "ali by word from -"),
+        ("none", ((KEY, signer.token(Identity("ann", "jwt"), "none", None)), *bearer("x")), "ann by jwt from orders"),
+        ("none", (*bearer(token()), made_up), "ann by jwt from -"),
+        ("keys", (*bearer(token()), ("x-api-key", key)), "ann by jwt from -"),
+        ("none", (made_up,), None),
+        ("keys", (*bearer(token()), made_up), None),
+        ("keys", (*bearer("x"), ("x-api-key", key)), None),
+    ):
+        if expected is None:
+            with pytest.raises(Unauthenticated, match="the credentials are not valid"):
+                await ask(network.connect(name), metadata=metadata)
+        else:
+            assert await ask(network.connect(name), metadata=metadata) == expected
+
+
 class Certified:
     """Stands for TLS: what the certificates of connections say."""
 
@@ -243,7 +271,8 @@ async def test_certificates(network: Network, tmp_path: Path, monkeypatch: pytes
     """A certificate names the service; a token beside it the caller; one of another service is a stolen one."""
     tls = Certified(monkeypatch)
     settings = settings_of(tmp_path, rules={"lab.Who/*": [{"services": ["orders"]}, "authenticated"]})
-    settings = dataclasses.replace(settings, auth=dataclasses.replace(settings.auth, mtls="spiffe://shop/{service}"))
+    auth = dataclasses.replace(settings.auth, mtls="spiffe://shop/{service}")
+    settings = dataclasses.replace(settings, auth=auth, server=ServerSettings(tls=ServerTls("cert.pem", ca="ca.pem")))
     network.add(service("who", Who(), settings))
     channel = network.connect("who")
     with pytest.raises(Unauthenticated):
@@ -350,6 +379,33 @@ async def test_settings_that_change(tmp_path: Path, caplog: pytest.LogCaptureFix
         guard.access.check(method(), ann)
 
 
+async def test_another_file_of_rules(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    """When the settings name another file its rules hold, and it is followed; one that is not there changes nothing."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.chdir(tmp_path)
+    for name, rule in (("a", "public"), ("b", "deny")):
+        (tmp_path / f"{name}.toml").write_text(f'[rules]\n"*" = "{rule}"')
+    file = tmp_path / "framework.toml"
+    start = f'[auth.internal]\nsecret = "{SECRET}"\n[access]\n'
+    file.write_text(start + 'file = "a.toml"')
+    async with guarded("who", Settings.load(file, {})) as guard:
+        assert guard is not None
+        monkeypatch.chdir("/")
+        held = guard.access.held(method())
+        assert (held.public, held.origin) == (True, "a.toml")
+        file.write_text(start + 'file = "none.toml"')
+        await until(lambda: "none.toml cannot be read: No such file or directory; the rules stay" in caplog.text)
+        assert (held.public, held.origin) == (True, "a.toml")
+        file.write_text(start + 'file = "b.toml"')
+        await until(lambda: held.origin == "b.toml")
+        assert not held.public
+        (tmp_path / "b.toml").write_text('[rules]\n"*" = "public"\n')
+        await until(lambda: held.public)
+        file.write_text(start + 'default = "deny"')
+        await until(lambda: held.origin == "access.default")
+        assert not held.public
+
+
 @pytest.mark.parametrize(
     ("auth", "access", "expected"),
     [
@@ -371,12 +427,23 @@ async def test_settings_that_change(tmp_path: Path, caplog: pytest.LogCaptureFix
         ({"internal": {"secret": "short"}}, {}, "auth.internal.secret is shorter than 32 bytes"),
         ({"internal": {"secret": "a" * 32, "key": "a"}}, {}, "auth.internal has a shared `secret`, and"),
         ({"internal": {"previous": "a" * 32}}, {}, "auth.internal.previous counts beside `secret`"),
+        ({"internal": {"lifetime": "30s"}}, {}, "auth.internal.secret is missing or empty"),
+        ({"internal": {"secret": ""}}, {}, "auth.internal.secret is missing or empty"),
+        ({"internal": {}}, {}, "auth.internal.secret is missing or empty"),
+        ({"jwt": {"roles": "groups"}}, {}, "auth.jwt.issuer is missing"),
+        ({"jwt": {"leeway": "30s"}}, {}, "auth.jwt.issuer is missing"),  # what it is anyway
+        ({"keys": ""}, {}, "auth.keys is empty"),
         ({"internal": {"trusted": "none"}}, {}, "auth.internal.trusted is none, which is no folder"),
         ({"authenticators": "none.such:X"}, {}, "auth.authenticators: there is no module none.such"),
         ({"authenticators": "framework.call:X"}, {}, "auth.authenticators: framework.call has no X"),
         ({"authenticators": "framework.call:Call.get"}, {}, "auth.authenticators: framework.call:Call.get is no authe"),
         ({}, {"rules": {"*": "deny"}}, "[access] says who may call, and nothing says how callers are known"),
+        ({}, {"default": "authenticated"}, "[access] says who may call, and nothing says how callers are known"),
+        ({}, {"health": "deny"}, "[access] says who may call, and nothing says how callers are known"),
+        ({}, {"default": "public", "reflection": "deny"}, "[access] says who may call, and nothing says how"),
+        ({}, {"reflection": "authenticated"}, "[access] says who may call, and nothing says how callers are known"),
         ({"internal": {"secret": "a" * 32}}, {"file": "none.toml"}, "none.toml cannot be read"),
+        ({"mtls": "spiffe://shop/{service}"}, {}, "auth.mtls goes by the certificates of callers, and nothing asks"),
     ],
 )
 async def test_mistakes(auth: Any, access: Any, expected: str) -> None:
@@ -406,6 +473,34 @@ def test_settings(tables: Any, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AuthSettings.parse(tables, "auth")
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "access", [{}, {"default": "public"}, {"health": "public", "reflection": "public"}], ids=["", "default", "each"]
+)
+async def test_open_to_everybody(access: dict[str, Any]) -> None:
+    """What keeps nobody from anything takes no authentication."""
+    async with guarded("who", Settings(access=AccessSettings.parse(access, "access"))) as guard:
+        assert guard is None
+
+
+async def test_made_in_code() -> None:
+    """Settings made in code are as much of a mistake without what they need; those that say nothing are none."""
+    async with guarded("who", Settings(auth=AuthSettings(mtls=""))) as guard:
+        assert guard is None
+    with pytest.raises(ConfigError, match=r"auth.internal.secret is missing or empty"):
+        async with guarded("who", Settings(auth=AuthSettings(internal=InternalSettings(lifetime=30.0)))):
+            pass
+
+
+async def test_a_secret_that_is_empty_in_the_environment(tmp_path: Path) -> None:
+    """A variable that is set to nothing opens nothing."""
+    file = tmp_path / "framework.toml"
+    file.write_text("")
+    settings = Settings.load(file, {"FRAMEWORK_AUTH_INTERNAL_SECRET": ""})
+    with pytest.raises(ConfigError, match=r"auth.internal.secret is missing or empty"):
+        async with guarded("who", settings):
+            pass
 
 
 def test_environment(tmp_path: Path) -> None:

@@ -189,6 +189,36 @@ async def test_a_token_without_the_name_of_a_key() -> None:
             await check.verify(token(now=now()))
 
 
+@pytest.mark.virtual_time
+async def test_keys_without_a_name() -> None:
+    """A token that names none is checked with each of those that have none, and with no other."""
+    endpoint = Endpoint(key_set(jwk(OTHER, None), jwk(RSA, None), jwk(ED25519, None), jwk(P256, "b")))
+    keys, check = issuer(endpoint)
+    with running(keys):
+        for key, algorithm in ((OTHER, "EdDSA"), (ED25519, "EdDSA"), (RSA, "RS256")):
+            assert (await check.verify(token(key, algorithm, now()))).subject == "ann"
+        assert repr(keys) == f"<Jwks {URL} with 4 keys>"
+        endpoint.content = key_set(jwk(OTHER, None), jwk(P256, "b"))
+        await asyncio.sleep(300.1)
+        with pytest.raises(Refused, match="the token's signature does not hold"):
+            await check.verify(token(ED25519, now=now()))
+        with pytest.raises(Refused, match="the token's algorithm is not that of its key"):
+            await check.verify(token(RSA, "RS256", now()))
+        with pytest.raises(Refused, match="signed with a key that is not known"):
+            await check.verify(token(OTHER, now=now(), kid="c"))
+
+
+@pytest.mark.virtual_time
+async def test_a_key_for_one_algorithm() -> None:
+    """A key that says what it is for checks nothing else, though its kind would do."""
+    keys = Jwks(URL, fetch=Endpoint(key_set(jwk(RSA, alg="RS256"))))
+    said = JwtSettings(issuer=ISSUER, audience=(AUDIENCE,), algorithms=("RS256", "PS256"), jwks=URL)
+    check = Jwt(said, keys, now)
+    assert (await check.verify(token(RSA, "RS256", now(), "a"))).subject == "ann"
+    with pytest.raises(Refused, match="the token's algorithm is not that of its key"):
+        await check.verify(token(RSA, "PS256", now(), "a"))
+
+
 def test_keys_that_do_not_count() -> None:
     """Secrets, keys for encryption, short ones, ones for something else and broken ones are left out."""
     short = library.algorithms.RSAAlgorithm.to_jwk(_short_rsa().public_key())
@@ -203,6 +233,9 @@ def test_keys_that_do_not_count() -> None:
             secret,
             {"kty": "RSA", "kid": "broken"},
             {"kty": "?"},
+            jwk(RSA, "listed", alg=["RS256"]),
+            jwk(RSA, "numbered", alg=5),
+            {"kty": "EC", "crv": ["P-256"], "x": "AA", "y": "AA", "kid": "broken"},
         )
     )
     assert list(found) == ["good"]
@@ -242,7 +275,7 @@ async def test_over_http() -> None:
             keys = Jwks(f"http://127.0.0.1:{port}{path}")
             if path == "/keys":
                 await keys.seek()
-                assert {kid: kind_of(key) for kid, key in keys.keys.items()} == {"a": "EC P-256"}
+                assert {kid: kind_of(known.key) for kid, (known,) in keys.keys.items()} == {"a": "EC P-256"}
                 assert repr(keys) == f"<Jwks http://127.0.0.1:{port}/keys with 1 keys>"
             else:
                 with pytest.raises(Unavailable):

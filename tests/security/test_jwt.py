@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -101,6 +102,12 @@ BAD: dict[str, tuple[str, str]] = {
     "not yet": (token(now=NOW, nbf=int(NOW) + 31), "does not count yet"),
     "from the future": (token(now=NOW, iat=int(NOW) + 31), "does not count yet"),
     "expiry that is no number": (token(now=NOW, exp="4000000000"), "no time"),
+    "expiry beyond all floats": (token(now=NOW, exp=10**400), "no time"),
+    "beginning beyond all floats": (token(now=NOW, nbf=-(10**400)), "no time"),
+    "expiry that is infinite": (token(now=NOW, exp=float("inf")), "no time"),
+    "padding of one": (token(now=NOW) + "=", "malformed"),
+    "padding of three": (token(now=NOW) + "===", "malformed"),
+    "padding without end": (token(now=NOW) + "=" * 1000, "malformed"),
     "expiry that is true": (token(now=NOW, exp=True), "no time"),
     "other audience": (token(now=NOW, aud="bank"), "somebody else"),
     "no audience": (token(now=NOW, aud=None), "lacks aud"),
@@ -184,3 +191,13 @@ async def test_what_is_refused_is_not_kept() -> None:
         with pytest.raises(Refused):
             await check.verify(bad)
     assert len(check.verified) == 0
+
+
+async def test_one_token_in_many_spellings() -> None:
+    """What may be written in two ways, with padding and without, takes no more than two places among what is known."""
+    check = checker()
+    given = token(now=NOW)
+    for more in range(10):
+        with contextlib.suppress(Refused):
+            await check.verify(given + "=" * more)
+    assert len(check.verified) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
 from framework.call import Metadata
-from framework.telemetry.propagation import incoming, is_w3c, outgoing, span_context_of, traceparent_of
+from framework.telemetry.propagation import continued, incoming, is_w3c, outgoing, span_context_of, traceparent_of
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -67,3 +69,46 @@ def test_formats() -> None:
     assert is_w3c()
     span = SpanContext(1, 2, False, TraceFlags(1))
     assert span_context_of(traceparent_of(span)) == SpanContext(1, 2, True, TraceFlags(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tenant=a", {"tenant": "a"}),
+        ("tenant = a ; ttl=5;public , user=a%20b", {"tenant": "a ; ttl=5;public", "user": "a b"}),
+        (",".join(f"k{n}={n}" for n in range(64)), {f"k{n}": str(n) for n in range(64)}),
+        (",".join(f"k{n}={n}" for n in range(65)), {}),
+        (f"a={'b' * 4000},b=c,c={'d' * 4000}", {"a": "b" * 4000, "b": "c", "c": "d" * 4000}),
+        (f"a={'b' * 4000},b=c,c={'d' * 4190}", {}),
+        (f"a{' ' * 5000}b", {}),
+        (f"a=1;{' ' * 5000}b", {}),
+        ("!," * 4000, {}),
+        ("tenant=a,b", {}),
+        ('tenant="a"', {}),
+    ],
+)
+def test_baggage(text: str, expected: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """As much is read as W3C wants passed on; what is more, or no baggage, is as if it had not come, without a word."""
+    found = baggage.get_all(incoming((("traceparent", f"00-{TRACE}-{SPAN}-01"), ("baggage", text))))
+    assert expected == found
+    with continued({"Baggage": text}, "consume"):
+        pass
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("around", ["a{}b", "a={}b", "a=1;{}b", "a=1{},", "a=b,{}"])
+def test_baggage_that_somebody_made_up_to_be_slow(around: str) -> None:
+    """Anybody may send it: it takes no time worth speaking of."""
+    text = around.format(" " * 8000)
+    start = time.thread_time()
+    for _ in range(10):
+        incoming((("baggage", text),))
+    assert time.thread_time() - start < 0.1
+
+
+def test_tracestate_that_is_too_long() -> None:
+    """It is as if it had not come; the trace stays."""
+    for members, expected in ((20, 20), (31, 0)):
+        state = ",".join(f"k{n:02d}={'x' * 40}" for n in range(members))
+        found = context_of((("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", state)))
+        assert (found.trace_id, len(found.trace_state)) == (int(TRACE, 16), expected)

@@ -194,3 +194,18 @@ def test_when_certificates_end(certs: Folder) -> None:
     assert expiry()[settings.ca] == NOW + 3650 * DAY
     del files
     assert settings.certificate not in expiry()
+
+
+def test_wherever_the_process_goes(certs: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Relative paths are those from where the process was when it was started, when files are read again too."""
+    settings = certs.server()
+    monkeypatch.chdir(tmp_path)
+    cert, key, ca = (str(Path(one).relative_to(tmp_path)) for one in (settings.certificate, settings.key, settings.ca))
+    files = TlsFiles(ServerTls(cert, key, ca), "server.tls", now=lambda: NOW)
+    before = files.current
+    monkeypatch.chdir("/")
+    Path(settings.ca).write_bytes(Path(settings.ca).read_bytes() + b"\n")
+    files.look()
+    files.look()
+    assert files.current is not before
+    assert files.current.ca == Path(settings.ca).read_bytes()

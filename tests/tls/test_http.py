@@ -19,6 +19,7 @@ from framework.cohosting import tls_beside
 from framework.discovery.local import LocalRegistry
 from framework.gateway import Gateway
 from framework.gateway.gateway import Running
+from framework.http.protocol import peer_of
 from framework.policy import ClientSettings
 from framework.server.server import Server
 from framework.tls import ServerTls
@@ -202,6 +203,31 @@ async def test_gateway_knows_its_clients(certs: Folder, tmp_path: Path) -> None:
     assert seen == ["nobody", "spiffe://test/caller", "spiffe://test/caller"]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([("URI", "spiffe://shop/orders")], "spiffe://shop/orders"),
+        ([("DNS", "orders"), ("URI", "spiffe://shop/orders"), ("DNS", "spiffe://shop/x")], "spiffe://shop/orders"),
+        ([("URI", "spiffe://shop/orders"), ("URI", "spiffe://shop/other")], ""),
+        ([("URI", "spiffe://shop/orders"), ("URI", "https://shop/")], ""),
+        ([("URI", "https://shop/"), ("URI", "spiffe://shop/orders")], ""),
+        ([("DNS", "spiffe://shop/orders")], ""),
+        ([("URI", "https://shop/")], ""),
+    ],
+    ids=str,
+)
+def test_spiffe_ids(names: list[tuple[str, str]], expected: str) -> None:
+    """A certificate is that of a service when it has one URI, as over gRPC."""
+
+    class Transport(asyncio.Transport):
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return {"subjectAltName": names}
+
+    found = peer_of(Transport())
+    assert found is not None
+    assert (found.spiffe, found.names) == (expected, tuple(name for _, name in names))
+
+
 async def test_gateway_in_plain_text() -> None:
     """Beyond this machine it takes a word."""
     with pytest.raises(ConfigError) as caught:
@@ -214,7 +240,7 @@ async def test_gateway_in_plain_text() -> None:
 async def test_a_gateway_without_its_certificate(certs: Folder) -> None:
     """One line, before it listens."""
     web = GatewaySettings(port=0, tls=ServerTls("missing.pem", "missing.key"))
-    with pytest.raises(ConfigError, match=r"^gateway.tls.certificate: missing.pem cannot be read: no such file"):
+    with pytest.raises(ConfigError, match=r"^gateway.tls.certificate: /.*missing.pem cannot be read: no such file"):
         async with Gateway(Settings(gateway=web)).running():
             pass
 
