@@ -87,7 +87,7 @@ class LeaseFile:
             if self._identities[0] == identities[0]:
                 self._closed_until = self.now() + self.ttl / 2
         if self.now() < self._closed_until:
-            raise OSError("files of SQLite beside it were deleted; it is opened again in a moment")
+            raise Healing("files of SQLite beside it were deleted; it is opened again in a moment")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make()
         before = _identity(self.path)
@@ -245,6 +245,15 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower() + (f" ({error.filename})" if error.filename else "")
     return str(error)
+
+
+class Healing(OSError):
+    """Not to be used for a moment, until nobody uses any more what was deleted."""
+
+
+def is_healing(error: BaseException | None) -> bool:
+    """Whether the file may be usable in a moment: some still have what SQLite kept beside it, and others have not."""
+    return isinstance(error, Healing) or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from framework.discovery import Instance, Snapshot, validate
-from framework.discovery.lease_file import LeaseFile, Row, reason, url
+from framework.discovery.lease_file import LeaseFile, Row, is_healing, reason, url
 from framework.discovery.watching import LastGood, PushedWatch
 from framework.errors import ConfigError
 
@@ -77,6 +77,7 @@ class LocalRegistry:
             raise ConfigError(f"A lease of {ttl} s must be longer than the {heartbeat} s between heartbeats.")
         self.path = Path(os.path.abspath(path))
         self._worker = _Worker(LeaseFile(self.path, ttl, now), heartbeat)
+        self._ttl = ttl
         self._watches: set[PushedWatch] = set()
 
     async def register(self, instance: Instance) -> LocalLease:
@@ -122,13 +123,18 @@ class LocalRegistry:
         return f"<LocalRegistry {self}>"
 
     async def _do(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await asyncio.wrap_future(self._worker.submit(work, *args, **kwargs))
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigError(
-                f"Registry {self} cannot be used: {reason(error)}. Put that right, or choose another "
-                "registry with --registry or FRAMEWORK_REGISTRY."
-            ) from error
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._ttl
+        while True:
+            try:
+                return await asyncio.wrap_future(self._worker.submit(work, *args, **kwargs))
+            except (sqlite3.Error, OSError) as error:
+                if not is_healing(error) or loop.time() >= until:
+                    raise ConfigError(
+                        f"Registry {self} cannot be used: {reason(error)}. Put that right, or choose another "
+                        "registry with --registry or FRAMEWORK_REGISTRY."
+                    ) from error
+            await asyncio.sleep(POLL)
 
 
 class LocalLease:
@@ -211,6 +217,8 @@ class _Worker:
                 try:
                     future.set_result(work(*args, **kwargs))
                 except BaseException as error:
+                    if is_healing(error):
+                        self._file.close()
                     future.set_exception(error)
 
         if self.stopped:
